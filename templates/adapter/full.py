@@ -1,0 +1,27 @@
+"""What is trained: every weight of the model. No adapter, nothing frozen.
+
+Each parameter then needs its weight, its gradient and two numbers of optimizer state: 16 bytes in
+float32, 8 in bfloat16. `python vram.py` shows what that comes to.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from sft.model import load_whole
+
+
+@dataclass(kw_only=True)
+class AdapterArguments:
+    """Full training has no adapter, hence no keys of its own in config.yaml."""
+
+
+def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PreTrainedModel:
+    """The model itself, with every parameter set to be trained."""
+    return model.requires_grad_(True)
+
+
+def load_trained(folder: Path, args) -> PreTrainedModel:
+    """The model in `folder`, which stands by itself."""
+    return load_whole(str(folder), args)

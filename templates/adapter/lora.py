@@ -1,0 +1,69 @@
+"""What is trained: LoRA (arXiv:2106.09685), two thin matrices beside each targeted linear layer.
+
+A frozen weight W of shape (out, in) becomes W + (lora_alpha / r) * B @ A, with A of shape (r, in)
+and B of shape (out, r). B starts as zeros, so training starts from the base model exactly. Only A
+and B have gradients and optimizer state: that is where the memory of full training goes.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from sft.model import load_model, load_whole
+
+
+@dataclass(kw_only=True)
+class AdapterArguments:
+    """The LoRA keys of config.yaml, named as in `peft.LoraConfig`."""
+
+    r: int
+    lora_alpha: int
+    lora_dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=list)
+
+
+def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
+    """Freeze the base model and put LoRA on `target_modules`.
+
+    peft's `prepare_model_for_kbit_training` is left out on purpose: it turns everything that is not
+    quantized, embeddings and `lm_head` above all, to float32, which can cost more than 4 bits save.
+
+    Raises:
+        SystemExit: a name in `target_modules` matches no linear layer (peft passes over it silently).
+    """
+    # bitsandbytes' quantized layers are nn.Linear, too
+    modules = model.named_modules()
+    linear = {name.split(".")[-1] for name, module in modules if isinstance(module, nn.Linear)}
+    linear.discard("lm_head")
+    missing = [name for name in args.target_modules if name not in linear]
+    if missing or not args.target_modules:
+        raise SystemExit(
+            f"target_modules: {', '.join(missing) or 'empty'} is in no block of this model; "
+            f"it has {', '.join(sorted(linear))}."
+        )
+    # with checkpointing a block is recomputed from its input, which must then carry a gradient
+    model.enable_input_require_grads()
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=args.r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.target_modules,
+    )
+    model = get_peft_model(model, config)  # freezes the base; A and B are float32
+    # otherwise each save asks the Hub whether the vocabulary was resized
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    return model
+
+
+def load_trained(folder: Path, args) -> PreTrainedModel | PeftModel:
+    """The adapter in `folder` on its base as it was trained; a merged folder stands by itself."""
+    if (folder / "adapter_config.json").exists():
+        model = PeftModel.from_pretrained(load_model(args), folder)
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model
+    return load_whole(str(folder), args)

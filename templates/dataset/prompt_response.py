@@ -1,0 +1,62 @@
+"""One row, one exchange: a prompt written from the row's columns, and the response to learn."""
+
+from dataclasses import dataclass
+from string import Formatter
+
+
+@dataclass(kw_only=True)
+class DatasetArguments:
+    """The keys of config.yaml that say which columns are used, and how."""
+
+    prompt_template: str
+    response_column: str
+    system_prompt: str = ""
+
+
+def columns(args: DatasetArguments) -> list[str]:
+    """The columns that every row must have, in order.
+
+    Raises:
+        SystemExit: `prompt_template` is not a text with `{column}` in it.
+    """
+    try:
+        fields = [field for field in Formatter().parse(args.prompt_template) if field[1] is not None]
+    except ValueError as error:
+        raise SystemExit(
+            f"prompt_template: {error}; double the braces that are meant literally."
+        ) from None
+    for _, name, spec, conversion in fields:
+        if not name or spec or conversion:
+            text = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise SystemExit(
+                f"prompt_template: {text!r} in braces names no column; "
+                "double the braces that are meant literally."
+            )
+    if not fields:
+        raise SystemExit("prompt_template names no column; write one in braces, such as {question}.")
+    return list(dict.fromkeys([*(name for _, name, _, _ in fields), args.response_column]))
+
+
+def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
+    """One row as a conversation: `[{"role": ..., "content": ...}, ...]`.
+
+    Raises:
+        ValueError: a column is not text, or the prompt's columns or the response are empty.
+    """
+    for column in columns(args):
+        if not isinstance(row[column], str):
+            raise ValueError(f"column {column!r} is {type(row[column]).__name__}, not text")
+    prompt = "".join(
+        literal + (row[column] if column is not None else "")
+        for literal, column, _, _ in Formatter().parse(args.prompt_template)
+    )
+    if not any(row[column].strip() for column in columns(args) if column != args.response_column):
+        raise ValueError("the prompt is empty")
+    if not row[args.response_column].strip():
+        raise ValueError("the reply is empty")
+    system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    return [
+        *system,
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": row[args.response_column]},
+    ]

@@ -1,0 +1,26 @@
+"""The base model in 4 bits: NF4, the number format of QLoRA (arXiv:2305.14314).
+
+Weights of a trained network are close to normally distributed, so NF4 puts its 16 levels where a
+normal distribution has its mass. Each block of 64 weights has a scale of its own, and double
+quantization stores those scales in 8 bits: about 0.52 bytes a weight instead of 2. Only the linear
+layers inside the blocks are quantized; embeddings, norms and `lm_head` keep their 16 bits.
+The weights are unpacked to `dtype` for each multiplication; they are frozen, since a 4-bit number
+is too coarse to take a gradient step.
+"""
+
+import torch
+from transformers import BitsAndBytesConfig
+
+
+def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How to quantize while loading.
+
+    Args:
+        dtype: arithmetic happens in this type; bitsandbytes' own default, float32, is slow.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

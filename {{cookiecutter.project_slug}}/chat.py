@@ -1,0 +1,77 @@
+"""Talk to the result of a training.
+
+    python chat.py                                     a conversation; an empty line ends it
+    python chat.py --prompt "Please Summarize: ..."    one answer
+    python chat.py --model outputs/merged              another folder than the training's result
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TextStreamer
+
+from sft.adapter import load_trained
+from sft.config import load_config
+from sft.model import load_tokenizer
+
+
+def main(argv: list[str]) -> str:
+    """Answer `--prompt`, or each line that is typed; returns the last answer."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, add_help=True)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--prompt", help="answer this and stop")
+    parser.add_argument("--model", help="the folder to load (output_dir/final)")
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest")
+    options, overrides = parser.parse_known_args(argv)
+    args, training_args = load_config(overrides)
+    folder = Path(options.model or Path(training_args.output_dir) / "final")
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} does not exist; run train.py first, or name a folder with --model.")
+
+    tokenizer = load_tokenizer(str(folder))
+    model = load_trained(folder, args).to(training_args.device).eval()
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+
+    messages, answer = list(system), ""
+    while True:
+        prompt = options.prompt if options.prompt is not None else _typed()
+        if not prompt:
+            return answer
+        messages.append({"role": "user", "content": prompt})
+        answer = reply(model, tokenizer, messages, options, streamer)
+        messages.append({"role": "assistant", "content": answer})
+        if options.prompt is not None:
+            return answer
+
+
+def reply(model, tokenizer, messages: list[dict], options, streamer=None) -> str:
+    """The model's next turn, up to its end-of-turn token."""
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).to(model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs,
+            max_new_tokens=options.max_new_tokens,
+            do_sample=options.sample,
+            streamer=streamer,
+        )
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _typed() -> str:
+    """What the user types; all of a pipe at once."""
+    if not sys.stdin.isatty():
+        return sys.stdin.read().strip()
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

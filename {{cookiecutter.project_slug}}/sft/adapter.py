@@ -1,0 +1,1 @@
+{% include "adapter/" ~ ("full" if cookiecutter.lora_targets == "full" else "lora") ~ ".py" %}

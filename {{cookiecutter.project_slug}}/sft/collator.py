@@ -1,0 +1,1 @@
+{% include "collator/" ~ cookiecutter.collator ~ ".py" %}

@@ -1,0 +1,110 @@
+"""config.yaml and the command line: every value of a run, typed and checked."""
+
+import difflib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from sft.adapter import AdapterArguments
+from sft.dataset import DatasetArguments
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(kw_only=True)
+class ProjectArguments(DatasetArguments, AdapterArguments):
+    """The keys of config.yaml that are ours; all others are fields of `TrainingArguments`."""
+
+    base_model_path: str
+    dataset: str
+    max_length: int
+    revision: str = "main"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    attn_implementation: str = "sdpa"
+    train_split: str = "train"
+    eval_split: str = "validation"
+    test_size: float = 0.05
+    turns: Literal["all", "last"] = "all"
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message):
+        raise SystemExit(f"config.yaml or the command line: {message}")
+
+
+def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
+    """Read config.yaml, then the command line: where both name a key, the command line wins.
+
+    Raises:
+        SystemExit: a key that does not exist, or a value of the wrong type; the sentence names it.
+    """
+    os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
+    words = [*_words_of_config_yaml(), *argv]
+    if not any(word.startswith(("--bf16", "--fp16")) for word in words):
+        words += _mixed_precision(words)
+    args, training_args, unknown = _parse((ProjectArguments, TrainingArguments), words)
+    if unknown:
+        key = unknown[0].removeprefix("--").partition("=")[0]
+        keys = [*vars(args), *vars(training_args)]
+        near = difflib.get_close_matches(key, keys, n=1, cutoff=0)
+        raise SystemExit(f"There is no key {key!r}; the nearest is {near[0]!r} (see config.yaml).")
+    if args.max_length < 1:
+        raise SystemExit(f"max_length must be a positive whole number of tokens, not {args.max_length}.")
+    if not 0 <= args.test_size < 1:
+        raise SystemExit(f"test_size is a share of the rows, from 0 to below 1, not {args.test_size}.")
+    return args, training_args
+
+
+def project_arguments(argv: list[str]) -> ProjectArguments:
+    """Our own values alone: `TrainingArguments` would already claim the device."""
+    return _parse((ProjectArguments,), [*_words_of_config_yaml(), *argv])[0]
+
+
+def _parse(types: tuple, words: list[str]) -> tuple:
+    parser = _Parser(types, allow_abbrev=False)
+    try:
+        return parser.parse_args_into_dataclasses(
+            words, return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, ImportError) as error:  # TrainingArguments checks its own values
+        raise SystemExit(f"config.yaml or the command line: {error}") from None
+
+
+def _words_of_config_yaml() -> list[str]:
+    """config.yaml as command line words, so that one parser gives every value its type."""
+    try:
+        values = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = f" (line {error.problem_mark.line + 1})" if hasattr(error, "problem_mark") else ""
+        raise SystemExit(f"config.yaml is not valid YAML{where}: {error.problem}.") from None
+    words = []
+    for key, value in values.items():
+        if isinstance(value, list):
+            words += [f"--{key}", *map(str, value)]
+        elif isinstance(value, (dict, bool)):
+            words.append(f"--{key}={json.dumps(value)}")
+        elif value is not None:
+            words.append(f"--{key}={value}")
+    return words
+
+
+def _mixed_precision(words: list[str]) -> list[str]:
+    """16-bit arithmetic where the GPU has it; `is_bf16_supported` alone also counts emulation."""
+    if any(word.startswith("--use_cpu") for word in words) or not torch.cuda.is_available():
+        return []
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return ["--bf16=true"]
+    return ["--fp16=true"]
+
+
+def say(text: str) -> None:
+    """Print from the first process alone."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, file=sys.stderr)

@@ -1,0 +1,1 @@
+{% include "dataset/" ~ cookiecutter.dataset_format ~ ".py" %}

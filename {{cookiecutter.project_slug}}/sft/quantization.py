@@ -1,0 +1,1 @@
+{% include "quantization/" ~ cookiecutter.quantization ~ ".py" %}

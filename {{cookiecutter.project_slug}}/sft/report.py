@@ -1,0 +1,88 @@
+"""What is shown before and after training: tables in the terminal, a plot of the loss."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+from sft.preprocess import Report
+
+matplotlib.use("Agg")  # no display is needed
+import matplotlib.pyplot as plt  # noqa: E402
+
+console = Console(stderr=True)
+
+
+def show_rows(reports: dict[str, Report]) -> None:
+    """One table of what became of the rows: used, set aside and why, lengths, trained share."""
+    table = Table(title="Rows", title_justify="left")
+    table.add_column("")
+    for split in reports:
+        table.add_column(split, justify="right")
+
+    def line(name: str, values: list) -> None:
+        table.add_row(name, *map(str, values))
+
+    splits = list(reports.values())
+    line("rows", [r.rows for r in splits])
+    line("used", [len(r.lengths) for r in splits])
+    for reason in dict.fromkeys(reason for r in splits for reason in r.set_aside):
+        line(f"set aside: {reason}", [r.set_aside.get(reason, 0) for r in splits])
+    line("median length, tokens", [sorted(r.lengths)[len(r.lengths) // 2] for r in splits])
+    line("longest, tokens", [max(r.lengths) for r in splits])
+    line("trained tokens", [f"{sum(r.trained):,}" for r in splits])
+    line("share of all tokens", [f"{sum(r.trained) / sum(r.lengths):.0%}" for r in splits])
+    console.print(table)
+
+
+def summarize(trainer, reports: dict[str, Report], trained: dict, evaluated: dict) -> dict:
+    """The figures of a finished run.
+
+    Args:
+        trained: the metrics of `Trainer.train`; time and speed are those since the last start.
+        evaluated: the metrics of `Trainer.evaluate`, or nothing.
+    """
+    state, report = trainer.state, reports["train"]
+    steps = state.global_step - trainer.first_step
+    passes = state.epoch * steps / state.global_step if steps else 0.0
+    seconds = trained["train_runtime"]
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    summary = {
+        "rows_used": len(report.lengths),
+        "rows_set_aside": sum(report.set_aside.values()),
+        "trained_tokens": round(state.epoch * sum(report.trained)),
+        "steps": state.global_step,
+        "seconds": seconds,
+        "tokens_per_second": passes * sum(report.lengths) / seconds,
+    }
+    if losses:
+        summary["train_loss"] = losses[-1]
+    if evaluated:
+        summary["eval_loss"] = evaluated["eval_loss"]
+    return summary
+
+
+def show_summary(summary: dict, output_dir: Path) -> None:
+    """Print the run's summary as a table and keep it as `summary.json`."""
+    (output_dir / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    table = Table(title="Result", title_justify="left", show_header=False)
+    for name, value in summary.items():
+        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+        table.add_row(name.replace("_", " "), shown, style=None)
+    console.print(table)
+
+
+def plot_loss(log_history: list[dict], path: Path) -> None:
+    """Draw training and evaluation loss over the steps as a PNG."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for key, label in (("loss", "training"), ("eval_loss", "evaluation")):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker=".")
+    axes.set(xlabel="step", ylabel="loss per trained token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,95 @@
+"""The tiny twin: the base model's architecture, shrunk to random weights that train on a laptop.
+
+`python train.py --smoke` swaps in three values (base model, dataset, device) and a handful of small
+numbers; everything else is the code that a real run takes.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from sft.config import ROOT, project_arguments
+
+SAMPLE = ROOT / "data" / "sample.jsonl"
+CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
+
+# multiples of 64, the block of 4-bit quantization
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 8192,
+}
+
+def smoke_arguments(argv: list[str]) -> list[str]:
+    """Build the twin and return the command line that trains it, offline and on the CPU."""
+    args = project_arguments(argv)
+    output_dir = Path("outputs") / "smoke"
+    with PartialState(cpu=True).main_process_first():
+        if PartialState().is_main_process:
+            shutil.rmtree(ROOT / output_dir, ignore_errors=True)
+            build_twin(ROOT / output_dir / "twin", args.base_model_path)
+    local = Path(args.dataset).expanduser().exists()
+    return [
+        "--num_train_epochs=1",
+        "--max_steps=6",
+        "--logging_steps=1",
+        "--eval_steps=3",
+        "--save_steps=3",
+        "--gradient_accumulation_steps=1",
+        "--report_to=none",
+        *argv,
+        f"--output_dir={output_dir}",
+        f"--base_model_path={output_dir / 'twin'}",
+        f"--dataset={args.dataset if local else SAMPLE}",
+        f"--train_split={args.train_split.partition('[')[0] if local else 'train'}[:64]",
+        f"--max_length={8 * args.max_length}",  # the twin's tokens are shorter
+        "--use_cpu=true",
+    ]
+
+
+def build_twin(folder: Path, base_model_path: str) -> None:
+    """Save a random tiny model of the base model's architecture, with a tokenizer, in `folder`."""
+    local = Path(base_model_path) / "config.json"
+    shape = json.loads((local if local.exists() else ROOT / "base_model/config.json").read_text())
+    tokenizer = build_tokenizer()
+    config = AutoConfig.for_model(
+        shape["model_type"],
+        **TINY,
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=shape.get("tie_word_embeddings", False),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 1,024 tokens, learnt from the bundled sample: no text is unknown to it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SAMPLE.read_text(encoding="utf-8").splitlines(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
+    )

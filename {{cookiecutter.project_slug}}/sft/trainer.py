@@ -1,0 +1,113 @@
+"""transformers' `Trainer`, with an honest evaluation loss and a way back after a crash."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import transformers
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from sft.config import say
+
+
+class Trainer(transformers.Trainer):
+    """`eval_loss` is the mean over trained tokens, whatever the batch size.
+
+    transformers averages the batches' means, which gives a token in a short batch more weight.
+    """
+
+    first_step = 0  # the step this start went on from
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if resume_from_checkpoint:
+            self.first_step = _step(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs) -> EvalLoopOutput:
+        self._loss_sum, self._tokens = 0.0, 0
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics[f"{metric_key_prefix}_loss"] = self._loss_sum / self._tokens
+        return output
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
+        tokens = int(self._get_num_items_in_batch([inputs], self.args.device))
+        self._loss_sum += float(self.accelerator.gather(loss).mean()) * tokens
+        self._tokens += tokens
+        return loss, *rest
+
+
+def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
+    """The newest complete checkpoint in `output_dir`, so that the same command goes on after a crash.
+
+    A run that was killed while saving leaves a folder without `trainer_state.json`, which is written
+    last, or with the Trainer's own marker in it; both are passed over.
+
+    Raises:
+        SystemExit: the checkpoints are of a run with other settings.
+    """
+    output_dir = Path(training_args.output_dir)
+    settings_file = output_dir / "settings.json"
+    settings = {**vars(args), **{key: getattr(training_args, key) for key in _DECISIVE}}
+    settings = json.loads(json.dumps(settings, default=str))
+    found = None
+    for folder in sorted(output_dir.glob("checkpoint-*"), key=_step):
+        marked = (folder / "checkpoint-is-incomplete.txt").exists()
+        if (folder / "trainer_state.json").exists() and not marked:
+            found = folder
+    if found is None:
+        if training_args.process_index == 0:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        return None
+    before = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
+    changed = [key for key in settings if key in before and settings[key] != before[key]]
+    if changed:
+        raise SystemExit(
+            f"{output_dir} holds an unfinished or finished run with {changed[0]} = {before[changed[0]]!r}, "
+            f"now it is {settings[changed[0]]!r}: give the new run its own --output_dir, "
+            "or delete that folder."
+        )
+    say(f"Going on from {found}.")
+    return str(found)
+
+
+# what makes a run another run, beside our own keys: the steps before would have been others
+_DECISIVE = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "seed",
+    "world_size",
+)
+
+
+def _step(folder: Path) -> int:
+    number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(number[1]) if number else -1
+
+
+def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None:
+    """Refuse to start where the checkpoints will not fit: a full disk leaves a broken one behind.
+
+    A checkpoint holds each trained parameter and two numbers of optimizer state beside it.
+
+    Raises:
+        SystemExit: too little space is free under `output_dir`.
+    """
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    kept = (training_args.save_total_limit or 2) + 1  # a new one is written before an old one goes
+    needed = 3 * trained * kept
+    free = shutil.disk_usage(training_args.output_dir).free
+    if free < needed:
+        raise SystemExit(
+            f"output_dir {training_args.output_dir!r} has {free / 2**30:.1f} GB free and the "
+            f"checkpoints need {needed / 2**30:.1f} GB; lower save_total_limit or use another disk."
+        )
