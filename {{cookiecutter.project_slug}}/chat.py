@@ -1,8 +1,8 @@
 """Talk to the result of a training.
 
-    python chat.py                                     a conversation; an empty line ends it
-    python chat.py --prompt "Please Summarize: ..."    one answer
-    python chat.py --model outputs/merged              another folder than the training's result
+python chat.py                                     a conversation; an empty line ends it
+python chat.py --prompt "Please Summarize: ..."    one answer
+python chat.py --model outputs/merged              another folder than the training's result
 """
 
 import argparse
@@ -24,12 +24,16 @@ def main(argv: list[str]) -> str:
     parser.add_argument("--prompt", help="answer this and stop")
     parser.add_argument("--model", help="the folder to load (output_dir/final)")
     parser.add_argument("--max_new_tokens", type=int, default=512)
-    parser.add_argument("--sample", action="store_true", help="sample instead of taking the likeliest")
+    parser.add_argument(
+        "--sample", action="store_true", help="sample instead of taking the likeliest"
+    )
     options, overrides = parser.parse_known_args(argv)
     args, training_args = load_config(overrides)
     folder = Path(options.model or Path(training_args.output_dir) / "final")
     if not folder.is_dir():
-        raise SystemExit(f"{folder} does not exist; run train.py first, or name a folder with --model.")
+        raise SystemExit(
+            f"{folder} does not exist; run train.py first, or name a folder with --model."
+        )
 
     tokenizer = load_tokenizer(str(folder))
     model = load_trained(folder, args).to(training_args.device).eval()

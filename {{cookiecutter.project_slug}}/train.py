@@ -1,8 +1,8 @@
 """Fine-tune the base model on your dataset, in seven steps.
 
-    python train.py --smoke                 the whole path with a tiny twin, on the CPU, in seconds
-    python train.py                         the real run; started again, it goes on where it stopped
-    python train.py --learning_rate 1e-4    any key of config.yaml, for this run alone
+python train.py --smoke                 the whole path with a tiny twin, on the CPU, in seconds
+python train.py                         the real run; started again, it goes on where it stopped
+python train.py --learning_rate 1e-4    any key of config.yaml, for this run alone
 """
 
 import sys

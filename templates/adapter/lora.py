@@ -5,6 +5,7 @@ and B of shape (out, r). B starts as zeros, so training starts from the base mod
 and B have gradients and optimizer state: that is where the memory of full training goes.
 """
 
+import warnings
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
     quantized, embeddings and `lm_head` above all, to float32, which can cost more than 4 bits save.
 
     Raises:
-        SystemExit: a name in `target_modules` matches no linear layer (peft passes over it silently).
+        SystemExit: a name in `target_modules` matches no linear layer; peft would not say so.
     """
     # bitsandbytes' quantized layers are nn.Linear, too
     modules = model.named_modules()
@@ -54,7 +55,9 @@ def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
         lora_dropout=args.lora_dropout,
         target_modules=args.target_modules,
     )
-    model = get_peft_model(model, config)  # freezes the base; A and B are float32
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's old name
+        model = get_peft_model(model, config)  # freezes the base; A and B are float32
     # otherwise each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model

@@ -19,8 +19,8 @@ def get_collator(tokenizer: PreTrainedTokenizerBase) -> "LanguageModelingCollato
 class LanguageModelingCollator(DataCollatorForSeq2Seq):
     """Labels are the input itself, set before padding.
 
-    transformers' `DataCollatorForLanguageModeling` sets them after, by looking for the pad id; where
-    that is also the end-of-turn token, the model would never learn to stop.
+    transformers' `DataCollatorForLanguageModeling` sets them after, by looking for the pad id;
+    where that is also the end-of-turn token, the model would never learn to stop.
     """
 
     def __call__(self, features, return_tensors=None):

@@ -23,12 +23,12 @@ class PaddingFreeCollator:
     """Puts the examples of a batch behind one another."""
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        """Shapes: all (1, tokens), but `shift_labels` and `labels`, which are (1, trained tokens)."""
+        """Shapes: (1, tokens), but `labels` and `shift_labels` are (1, trained tokens)."""
         input_ids, position_ids, targets = [], [], []
         for feature in features:
             input_ids += feature["input_ids"]
             position_ids += range(len(feature["input_ids"]))
-            targets += feature["labels"][1:] + [-100]  # the last token of an example predicts nothing
+            targets += [*feature["labels"][1:], -100]  # an example's last token predicts nothing
         targets = torch.tensor([targets])
         keep = targets != -100
         kept = targets[keep].unsqueeze(0)

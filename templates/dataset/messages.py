@@ -24,7 +24,7 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     `system_prompt` is put before conversations that have no system turn of their own.
 
     Raises:
-        ValueError: the column is no list of turns, or a turn has no role, an unknown one, or no text.
+        ValueError: the column is no list of turns, or a turn has no known role or no text.
     """
     turns = row[args.messages_column]
     if not isinstance(turns, list) or not turns:

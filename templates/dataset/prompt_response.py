@@ -20,7 +20,9 @@ def columns(args: DatasetArguments) -> list[str]:
         SystemExit: `prompt_template` is not a text with `{column}` in it.
     """
     try:
-        fields = [field for field in Formatter().parse(args.prompt_template) if field[1] is not None]
+        fields = [
+            field for field in Formatter().parse(args.prompt_template) if field[1] is not None
+        ]
     except ValueError as error:
         raise SystemExit(
             f"prompt_template: {error}; double the braces that are meant literally."
@@ -33,7 +35,9 @@ def columns(args: DatasetArguments) -> list[str]:
                 "double the braces that are meant literally."
             )
     if not fields:
-        raise SystemExit("prompt_template names no column; write one in braces, such as {question}.")
+        raise SystemExit(
+            "prompt_template names no column; write one in braces, such as {question}."
+        )
     return list(dict.fromkeys([*(name for _, name, _, _ in fields), args.response_column]))
 
 

@@ -7,9 +7,14 @@ that little is lost. Only the linear layers inside the blocks are quantized; emb
 """
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """How to quantize while loading; `dtype` is that of everything that stays unquantized."""
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its rounded weights written out in 16 bits, as the adapter has known them."""
+    return model.dequantize(dtype=torch.bfloat16).to(torch.bfloat16)

@@ -9,7 +9,7 @@ is too coarse to take a gradient step.
 """
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -24,3 +24,8 @@ def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its rounded weights written out in 16 bits, as the adapter has known them."""
+    return model.dequantize(dtype=torch.bfloat16).to(torch.bfloat16)

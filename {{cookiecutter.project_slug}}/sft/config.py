@@ -56,9 +56,13 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0)
         raise SystemExit(f"There is no key {key!r}; the nearest is {near[0]!r} (see config.yaml).")
     if args.max_length < 1:
-        raise SystemExit(f"max_length must be a positive whole number of tokens, not {args.max_length}.")
+        raise SystemExit(
+            f"max_length must be a positive whole number of tokens, not {args.max_length}."
+        )
     if not 0 <= args.test_size < 1:
-        raise SystemExit(f"test_size is a share of the rows, from 0 to below 1, not {args.test_size}.")
+        raise SystemExit(
+            f"test_size is a share of the rows, from 0 to below 1, not {args.test_size}."
+        )
     return args, training_args
 
 

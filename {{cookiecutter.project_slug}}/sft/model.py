@@ -49,9 +49,9 @@ def load_model(args) -> PreTrainedModel:
     return _load(args.base_model_path, args, dtype=dtype, **(placed if quantized else {}))
 
 
-def load_whole(path: str, args, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model in `path`, not quantized, in the dtype it was saved in unless another is given."""
-    return _load(path, args, dtype=dtype)
+def load_whole(path: str, args) -> PreTrainedModel:
+    """The model in `path` as it was saved, in its own dtype."""
+    return _load(path, args, dtype="auto")
 
 
 def stop_at(model: PreTrainedModel, token_ids: list[int]) -> GenerationConfig:

@@ -25,7 +25,7 @@ MARK = "\u2060<reply>\u2060"  # word joiners: templates that trim a reply leave 
 
 
 class MaskError(ValueError):
-    """This conversation cannot be trained on; `reason` in few words, the message in one sentence."""
+    """This conversation cannot be trained on: `reason` in few words, then the detail."""
 
     def __init__(self, reason: str, detail: str = ""):
         self.reason = reason
@@ -52,18 +52,21 @@ def encode(
     if not replies:
         raise MaskError("no assistant turn")
     messages = messages[: replies[-1] + 1]
+    _no_control_tokens(messages, tokenizer)
     text = _render(tokenizer, messages)
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     input_ids, offsets = list(encoding["input_ids"]), encoding["offset_mapping"]
     labels = [-100] * len(input_ids)
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    added = {
+        index for index, token in tokenizer.added_tokens_decoder.items() if token.content.strip()
+    }
 
     for number in replies if turns == "all" else replies[-1:]:
         start, end = _reply_span(messages, number, text, tokenizer)
         reply = [
             position
             for position, (left, right) in enumerate(offsets)
-            # a token that also covers the header's end belongs to the reply, unless it is a control token
+            # a token across the border belongs to the reply, unless it is a control token
             if left < end and right > start and (left >= start or input_ids[position] not in added)
         ]
         stop = _stop(input_ids, offsets, text, end, added, tokenizer.eos_token_id)
@@ -73,26 +76,39 @@ def encode(
             if text[end:].strip():
                 raise MaskError("no end-of-turn token", "the template ends a reply with plain text")
             if tokenizer.eos_token_id is None:
-                raise MaskError("no end-of-turn token", "neither the template nor the tokenizer has one")
+                raise MaskError(
+                    "no end-of-turn token", "neither the template nor the tokenizer has one"
+                )
             input_ids.append(tokenizer.eos_token_id)  # else the model would never learn to stop
             labels.append(tokenizer.eos_token_id)
         elif number == replies[-1] and _text_after(stop, offsets, text, input_ids, added):
-            raise MaskError("text after the end of turn", "the template closes the last reply with it")
+            raise MaskError(
+                "text after the end of turn", "the template closes the last reply with it"
+            )
 
     if max_length is not None and len(input_ids) > max_length:
         raise MaskError("longer than max_length", f"{len(input_ids)} tokens, {max_length} allowed")
     return {"input_ids": input_ids, "attention_mask": [1] * len(input_ids), "labels": labels}
 
 
+def _no_control_tokens(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> None:
+    """In a row's text `<|im_end|>` would become the control token itself, and forge a turn."""
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for number, message in enumerate(messages, start=1):
+        for token in control:
+            if token in str(message["content"]):
+                raise MaskError("control token in the text", f"message {number} holds {token}")
+
+
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **kwargs) -> str:
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
-    except Exception as error:  # templates raise what they like: an unknown role, turns out of order
+    except Exception as error:  # templates raise what they like
         raise MaskError("refused by the chat template", str(error)) from error
 
 
 def _reply_span(messages, number: int, text: str, tokenizer) -> tuple[int, int]:
-    """Where reply `number` stands in `text`: from the end of the generation prompt to its own end."""
+    """Where reply `number` stands in `text`, from the end of the generation prompt on."""
     content = messages[number]["content"]
     thought, tag, answer = content.rpartition("</think>")  # templates look for a leading thought
     if not answer.strip():
@@ -103,11 +119,13 @@ def _reply_span(messages, number: int, text: str, tokenizer) -> tuple[int, int]:
     start, end = len(before), len(text) - len(after)
     framed = text.startswith(before) and text.endswith(after) and start <= end
     if not found or MARK in after or not framed:
-        raise MaskError("the template depends on the reply", f"message {number + 1} cannot be located")
+        raise MaskError(
+            "the template depends on the reply", f"message {number + 1} cannot be located"
+        )
     if text[start:end].strip() != answer.strip():
         raise MaskError("the template rewrites the reply", f"message {number + 1}: {answer[:40]!r}")
     if number and messages[number - 1]["role"] != "assistant":
-        # what inference supplies is not to be learnt; with thinking off that may be an empty thought
+        # what inference supplies is not to be learnt, such as an empty thought where it is off
         prompts = [
             _render(tokenizer, messages[:number], add_generation_prompt=True, **options)
             for options in ({}, {"enable_thinking": False})
@@ -121,7 +139,7 @@ def _reply_span(messages, number: int, text: str, tokenizer) -> tuple[int, int]:
 
 
 def _stop(input_ids, offsets, text: str, end: int, added: set[int], eos: int | None) -> list[int]:
-    """Positions from the reply's end through its end-of-turn token; empty where the template has none.
+    """Positions from the reply's end through its end-of-turn token; none if there is none.
 
     That token is the first control token behind the reply, or EOS if control tokens lead up to it.
     """
@@ -187,7 +205,9 @@ def preprocess(rows: Dataset, tokenizer: PreTrainedTokenizerBase, args) -> tuple
     )
     reasons = encoded["reason"]
     used = encoded.select([index for index, reason in enumerate(reasons) if not reason])
-    set_aside = dict(Counter(reason.partition(":")[0] for reason in reasons if reason).most_common())
+    set_aside = dict(
+        Counter(reason.partition(":")[0] for reason in reasons if reason).most_common()
+    )
     if len(used) == 0:
         first = next(index for index, reason in enumerate(reasons) if reason)
         raise SystemExit(

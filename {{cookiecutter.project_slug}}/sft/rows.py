@@ -3,17 +3,15 @@
 import json
 from pathlib import Path
 
-from datasets import Dataset, get_dataset_split_names, load_dataset
+import pandas
+from datasets import Dataset, Features, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
-# pandas would read "NA" and "null" as missing and "007" as the number 7
-CSV_AS_TEXT = {"keep_default_na": False, "dtype": str}
-
 
 def load_rows(args) -> tuple[Dataset, Dataset | None]:
-    """The training rows and the evaluation rows (None where `test_size` is 0 and no split is there).
+    """The training rows, and the evaluation rows or None where there are to be none.
 
     Raises:
         SystemExit: the dataset, file or split does not exist or cannot be read; the sentence says
@@ -21,7 +19,7 @@ def load_rows(args) -> tuple[Dataset, Dataset | None]:
     """
     source = _source(args.dataset)
     train = _load(args.dataset, source, args.train_split)
-    splits = get_dataset_split_names(source["path"], **_without_path(source))
+    splits = get_dataset_split_names(**source)
     if args.eval_split.partition("[")[0] in splits:
         return train, _load(args.dataset, source, args.eval_split)
     if args.test_size == 0 or len(train) < 2:
@@ -54,18 +52,29 @@ def _source(dataset: str) -> dict:
     else:
         return {"path": dataset}
     builder = BUILDERS[path.suffix]
-    return {"path": builder, **files, **(CSV_AS_TEXT if builder == "csv" else {})}
+    return {"path": builder, **files, **(_as_text(dataset) if builder == "csv" else {})}
 
 
-def _without_path(source: dict) -> dict:
-    return {key: value for key, value in source.items() if key != "path"}
+def _files(dataset: str) -> list[Path]:
+    path = Path(dataset).expanduser()
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return [file for file in files if file.suffix in BUILDERS]
+
+
+def _as_text(dataset: str) -> dict:
+    """A CSV's columns as text: pandas takes "NA" and "null" for missing, "007" for a number."""
+    names = pandas.read_csv(_files(dataset)[0], nrows=0, encoding_errors="replace").columns
+    return {"features": Features({name: Value("string") for name in names}), "na_filter": False}
 
 
 def _load(dataset: str, source: dict, split: str) -> Dataset:
+    _refuse_broken_text(dataset)
     try:
         rows = load_dataset(**source, split=split)
     except DatasetGenerationError as error:
-        raise SystemExit(_what_is_broken(source) or f"dataset {dataset!r}: {error.__cause__}") from None
+        raise SystemExit(
+            _broken_line(dataset) or f"dataset {dataset!r}: {error.__cause__}"
+        ) from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"dataset {dataset!r}: {str(error).splitlines()[0]}") from None
     if len(rows) == 0:
@@ -73,29 +82,27 @@ def _load(dataset: str, source: dict, split: str) -> Dataset:
     return rows
 
 
-def _what_is_broken(source: dict) -> str | None:
-    """Find the line that the reader stumbled over: it names neither the file nor the line."""
-    folder = source.get("data_dir")
-    files = [source["data_files"]] if folder is None else sorted(map(str, Path(folder).rglob("*")))
-    for file in filter(lambda name: Path(name).suffix in BUILDERS, files):
-        kinds: dict[str, tuple[str, int]] = {}
-        for number, line in enumerate(Path(file).read_bytes().splitlines(), start=1):
-            try:
-                text = line.decode("utf-8")
-                if file.endswith(".jsonl") and text.strip():
-                    row = json.loads(text)
-                    for key, value in row.items() if isinstance(row, dict) else ():
-                        if value is None:
-                            continue
-                        here = type(value).__name__
-                        kind, first = kinds.setdefault(key, (here, number))
-                        if here != kind:
-                            return (
-                                f"{file}, line {number}: {key!r} is a {here} here and a {kind} in "
-                                f"line {first}; write it the same way in each row."
-                            )
-            except UnicodeDecodeError:
-                return f"{file}, line {number} is not UTF-8; save the file as UTF-8 and try again."
-            except json.JSONDecodeError as error:
-                return f"{file}, line {number} is not valid JSON ({error.msg}); mend or delete it."
+def _refuse_broken_text(dataset: str) -> None:
+    """What is not UTF-8 passes the reader and fails much later, without file or line."""
+    for file in _files(dataset):
+        if file.suffix != ".parquet":
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    try:
+                        line.decode("utf-8")
+                    except UnicodeDecodeError:
+                        raise SystemExit(
+                            f"{file}, line {number} is not UTF-8; save the file as UTF-8."
+                        ) from None
+
+
+def _broken_line(dataset: str) -> str | None:
+    """The line that the JSON reader stumbled over, which it does not name."""
+    for file in _files(dataset):
+        if file.suffix == ".jsonl":
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+                try:
+                    json.loads(line or "{}")
+                except json.JSONDecodeError as error:
+                    return f"{file}, line {number} is not JSON ({error.msg}); mend or delete it."
     return None

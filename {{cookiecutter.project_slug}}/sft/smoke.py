@@ -29,6 +29,7 @@ TINY = {
     "max_position_embeddings": 8192,
 }
 
+
 def smoke_arguments(argv: list[str]) -> list[str]:
     """Build the twin and return the command line that trains it, offline and on the CPU."""
     args = project_arguments(argv)
@@ -76,7 +77,7 @@ def build_twin(folder: Path, base_model_path: str) -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 1,024 tokens, learnt from the bundled sample: no text is unknown to it."""
+    """A byte-level BPE of 1,024 tokens, learnt from the bundled sample; it knows every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

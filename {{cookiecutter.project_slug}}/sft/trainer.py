@@ -40,10 +40,10 @@ class Trainer(transformers.Trainer):
 
 
 def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
-    """The newest complete checkpoint in `output_dir`, so that the same command goes on after a crash.
+    """The newest complete checkpoint in `output_dir`: the same command goes on after a crash.
 
-    A run that was killed while saving leaves a folder without `trainer_state.json`, which is written
-    last, or with the Trainer's own marker in it; both are passed over.
+    A run that was killed while saving leaves a folder without `trainer_state.json`, which is
+    written last, or with the Trainer's own marker in it; both are passed over.
 
     Raises:
         SystemExit: the checkpoints are of a run with other settings.
@@ -66,9 +66,8 @@ def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
     changed = [key for key in settings if key in before and settings[key] != before[key]]
     if changed:
         raise SystemExit(
-            f"{output_dir} holds an unfinished or finished run with {changed[0]} = {before[changed[0]]!r}, "
-            f"now it is {settings[changed[0]]!r}: give the new run its own --output_dir, "
-            "or delete that folder."
+            f"{output_dir} holds a run with {changed[0]} = {before[changed[0]]!r}, and now it is "
+            f"{settings[changed[0]]!r}: give the new run its own --output_dir, or delete it."
         )
     say(f"Going on from {found}.")
     return str(found)

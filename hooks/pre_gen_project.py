@@ -1,0 +1,117 @@
+"""Refuse answers that cannot work together, before a file is written: one sentence, and the way out."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from string import Formatter
+
+# the answers arrive as a JSON text in a JSON text: whatever is in them, this stays one literal
+COOKIECUTTER = json.loads({{ cookiecutter | tojson | tojson }})
+
+# names that Windows keeps for devices
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+
+def refusal(answers):
+    """The first reason not to generate, or None."""
+    return (
+        unknown_answer(answers)
+        or bad_slug(answers["project_slug"])
+        or missing_text(answers)
+        or bad_fields(answers)
+        or bad_length(answers["max_length"])
+        or quantized_full(answers)
+    )
+
+
+def unknown_answer(answers):
+    """A replayed answer may be one that is not offered any more; cookiecutter does not look."""
+    menus = Path(answers.get("_repo_dir", "."), "cookiecutter.json")
+    if not menus.is_file():
+        return None  # an updater renders from a copy, after cookiecutter itself has compared
+    for name, offered in json.loads(menus.read_text(encoding="utf-8")).items():
+        if isinstance(offered, list) and not name.startswith("_") and answers[name] not in offered:
+            return f"{name} is {answers[name]!r}, which is not offered; choose one of {', '.join(offered)}."
+    return None
+
+
+def bad_slug(slug):
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", slug) and slug.lower() not in RESERVED:
+        return None
+    return (
+        f"project_slug {slug!r} is no folder name; use letters, digits, '-', '_' and '.', "
+        "such as my-sft."
+    )
+
+
+def missing_text(answers):
+    for name in ("project_name", "base_model_path", "dataset"):
+        if not answers[name].strip():
+            return f"{name} is empty; answer it, or take the default."
+    return None
+
+
+def bad_fields(answers):
+    if answers["dataset_format"] == "messages":
+        if not answers["messages_column"].strip():
+            return "messages_column is empty; name the column that holds the list of turns."
+        return None
+    if not answers["response_column"].strip():
+        return "response_column is empty; name the column that holds the reply to learn."
+    try:
+        fields = [field for field in Formatter().parse(answers["prompt_template"]) if field[1] is not None]
+    except ValueError as error:
+        return f"prompt_template: {error}; double the braces that are meant literally."
+    for _, name, spec, conversion in fields:
+        if not name or spec or conversion:
+            return (
+                "prompt_template has braces that name no column; "
+                "double the braces that are meant literally."
+            )
+        if name == answers["response_column"]:
+            return (
+                f"prompt_template shows the model the column {name!r}, which is also the "
+                "response_column that it has to learn; take it out of one of the two."
+            )
+    if not fields:
+        return (
+            "prompt_template names no column of the dataset; write one in braces, such as "
+            "'Please Summarize: {dialogue}'."
+        )
+    return None
+
+
+def bad_length(max_length):
+    if re.fullmatch("[1-9][0-9]*", max_length):
+        return None
+    return f"max_length must be a positive whole number of tokens, such as 1024, not {max_length!r}."
+
+
+def quantized_full(answers):
+    if answers["lora_targets"] == "full" and answers["quantization"] != "none":
+        return (
+            f"full trains every weight, and {answers['quantization']} weights are too coarse to take "
+            "a gradient step; choose quantization none, or keep the quantization and choose LoRA on "
+            "attention, all_linear or mlp."
+        )
+    return None
+
+
+def leave_nothing(output_dir):
+    """cookiecutter removes the folder it made, but not those above it that a slug with / made."""
+    project = Path.cwd()
+    if project.parent != output_dir and output_dir in project.parents:
+        os.chdir(output_dir)
+        project.rmdir()
+        while project.parent != output_dir and not any(project.parent.iterdir()):
+            project = project.parent
+            project.rmdir()
+
+
+if reason := refusal(COOKIECUTTER):
+    print(f"Refused: {reason}", file=sys.stderr)
+    if "_output_dir" in COOKIECUTTER:
+        leave_nothing(Path(COOKIECUTTER["_output_dir"]).resolve())
+    sys.exit(1)

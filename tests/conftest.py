@@ -1,0 +1,148 @@
+"""What the tests share: the menus, the valid combinations, baking, and running a baked project."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from cookiecutter.main import cookiecutter
+
+TEMPLATE = Path(__file__).resolve().parent.parent
+PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
+CONTEXT = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+MENUS = {
+    name: answers
+    for name, answers in CONTEXT.items()
+    if isinstance(answers, list) and not name.startswith("_")
+}
+TEXTS = [
+    name
+    for name, default in CONTEXT.items()
+    if isinstance(default, str) and not name.startswith("_")
+]
+
+
+def is_valid(answers: dict) -> bool:
+    """What the pre-gen hook accepts of the menus' answers."""
+    return answers["lora_targets"] != "full" or answers["quantization"] == "none"
+
+
+def combinations() -> list[dict]:
+    """Every valid combination of the menus, with `tracking` in turn: it only names a tracker."""
+    names = [name for name in MENUS if name != "tracking"]
+    every = [
+        dict(zip(names, answers, strict=True))
+        for answers in itertools.product(*(MENUS[name] for name in names))
+    ]
+    valid = [answers for answers in every if is_valid(answers)]
+    for number, answers in enumerate(valid):
+        answers["tracking"] = MENUS["tracking"][number % len(MENUS["tracking"])]
+    return valid
+
+
+def name_of(answers: dict) -> str:
+    return "-".join(answer.split("/")[-1] for answer in answers.values())
+
+
+class Bakery:
+    """Bakes through pytest-cookies, and says no to an answer that no prompt asks for."""
+
+    def __init__(self, cookies):
+        self.cookies = cookies
+
+    def __call__(self, **answers):
+        unknown = answers.keys() - CONTEXT.keys()
+        assert not unknown, f"cookiecutter.json asks for no {unknown}"
+        # answers that come from a program are rendered as Jinja, unlike typed ones: quote them
+        answers = {
+            name: "{{ " + json.dumps(text, ensure_ascii=False) + " }}" if name in TEXTS else text
+            for name, text in answers.items()
+        }
+        return self.cookies.bake(extra_context=answers)
+
+    def project(self, **answers) -> Path:
+        result = self(**answers)
+        assert result.exception is None, result.exception
+        return Path(result.project_path)
+
+
+@pytest.fixture
+def bake(cookies):
+    return Bakery(cookies)
+
+
+@pytest.fixture(scope="session")
+def bake_once(cookies_session):
+    return Bakery(cookies_session)
+
+
+def render(answers: dict, output_dir: Path) -> Path:
+    """The fast way for the full product: the template alone, without the hooks' processes."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    config = output_dir / "config"
+    config.write_text(f"replay_dir: {json.dumps(str(output_dir / 'replay'))}\n")
+    slug = f"p{abs(hash(name_of(answers)))}"
+    project = cookiecutter(
+        str(TEMPLATE),
+        no_input=True,
+        accept_hooks=False,
+        output_dir=str(output_dir),
+        config_file=str(config),
+        extra_context={**answers, "project_slug": slug},
+    )
+    return Path(project)
+
+
+# ---------------------------------------------------------------- running a project by itself
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "matplotlib"]
+)
+
+
+def in_project(project: Path, function, *args):
+    """Call `function(*args)` in a fresh process whose own modules are the project's.
+
+    The process is forked from one that has imported torch and its like: no module of one project
+    reaches another, and nobody waits for the imports.
+    """
+    receiver, sender = _FORKS.Pipe(duplex=False)
+    child = _FORKS.Process(target=_child, args=(sender, project, function, args))
+    child.start()
+    sender.close()
+    try:
+        ok, value = receiver.recv()
+    except EOFError:
+        child.join()
+        ok, value = False, f"the process died with exit code {child.exitcode}"
+    child.join()
+    assert ok, value
+    return value
+
+
+def _child(sender, project: Path, function, args) -> None:
+    import traceback
+
+    import torch
+
+    torch.set_num_threads(1)  # two of these run side by side
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_CACHE"] = str(project / "cache")
+    log = os.open(project / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1), os.dup2(log, 2)
+    os.chdir(project)
+    sys.path.insert(0, str(project))
+    try:
+        sender.send((True, function(*args)))
+    except BaseException:
+        tail = (project / "log").read_text(errors="replace")[-3000:]
+        sender.send((False, f"{traceback.format_exc()}\n--- the end of its output\n{tail}"))
+
+
+def config_of(project: Path) -> dict:
+    return yaml.safe_load((project / "config.yaml").read_text(encoding="utf-8"))

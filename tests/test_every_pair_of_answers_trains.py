@@ -1,0 +1,111 @@
+"""At least one combination of every pair of answers is generated, tested and trained for real."""
+
+import itertools
+import json
+
+import pytest
+import yaml
+
+from conftest import MENUS, config_of, in_project, is_valid, name_of
+
+
+def pairs_of(answers: dict) -> set[tuple]:
+    return set(itertools.combinations(answers.items(), 2))
+
+
+def pairwise() -> list[dict]:
+    """Few valid combinations that hold every pair of answers which any valid one holds: greedily."""
+    every = [
+        dict(zip(MENUS, answers, strict=True)) for answers in itertools.product(*MENUS.values())
+    ]
+    candidates = {name_of(answers): answers for answers in every if is_valid(answers)}
+    pairs = {name: pairs_of(answers) for name, answers in candidates.items()}
+    missing, chosen = set().union(*pairs.values()), []
+    while missing:
+        pair = min(missing)  # any will do, but the same in every process
+        holding = (name for name in candidates if pair in pairs[name])
+        best = max(holding, key=lambda name: len(pairs[name] & missing))
+        chosen.append(candidates[best])
+        missing -= pairs[best]
+    return chosen
+
+
+PAIRWISE = pairwise()
+
+FUSED = {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}}
+SEPARATE = {
+    "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj"},
+}
+
+
+def promised_targets(answers: dict) -> set[str]:
+    """The linear layers that an answer of `lora_targets` means in that architecture."""
+    names = FUSED if "Phi" in answers["base_model"] else SEPARATE
+    return names.get(answers["lora_targets"], names["attention"] | names["mlp"])
+
+
+def test_every_pair_is_there():
+    for one, other in itertools.combinations(MENUS, 2):
+        for pair in itertools.product(MENUS[one], MENUS[other]):
+            row = {"lora_targets": None, "quantization": None} | {one: pair[0], other: pair[1]}
+            if is_valid(row):
+                assert any((a[one], a[other]) == pair for a in PAIRWISE), pair
+
+
+@pytest.mark.parametrize("answers", PAIRWISE, ids=name_of)
+def test_trains(bake, answers):
+    project = bake.project(**answers)
+    assert config_of(project)["report_to"] == answers["tracking"]
+    seen = in_project(project, run_and_look)
+    assert seen["pytest"] == 0, (project / "log").read_text()[-3000:]
+
+    full = answers["lora_targets"] == "full"
+    classes = {"nf4": {"Linear4bit"}, "int8": {"Linear8bitLt"}, "none": {"Linear"}}
+    assert set(seen["linear classes"]) == classes[answers["quantization"]]
+    assert seen["lm_head class"] == "Linear"
+    if full:
+        assert seen["trained"] == seen["parameters"]
+    else:
+        assert set(seen["lora on"]) == promised_targets(answers)
+        saved = json.loads((project / "outputs/smoke/final/adapter_config.json").read_text())
+        assert set(saved["target_modules"]) == promised_targets(answers)
+    architecture = json.loads((project / "base_model/config.json").read_text())["model_type"]
+    assert seen["architecture"] == architecture
+    summary = json.loads((project / "outputs/smoke/summary.json").read_text())
+    assert summary["eval_loss"] < 20
+
+
+def run_and_look() -> dict:
+    """Run the project's own tests, one of which trains, and look at the model it trained."""
+    import train
+
+    seen = {}
+    add_adapter = train.add_adapter
+
+    def looking(model, args):
+        blocks = {n: m for n, m in model.named_modules() if "layers." in n}
+        linear = {n: type(m).__name__ for n, m in blocks.items() if hasattr(m, "in_features")}
+        seen["linear classes"] = sorted(set(linear.values()))
+        seen["lm_head class"] = type(model.lm_head).__name__
+        seen["architecture"] = model.config.model_type
+        model = add_adapter(model, args)
+        names = [name for name, _ in model.named_parameters() if "lora_" in name]
+        seen["lora on"] = sorted({name.split(".lora_")[0].split(".")[-1] for name in names})
+        parameters = list(model.parameters())
+        seen["trained"] = sum(p.numel() for p in parameters if p.requires_grad)
+        seen["parameters"] = sum(p.numel() for p in parameters)
+        return model
+
+    train.add_adapter = looking
+    seen["pytest"] = int(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]))
+    return seen
+
+
+def test_the_quick_start_of_the_readme_is_offered(bake_once, capfd):
+    project = bake_once.project()
+    said = capfd.readouterr().out
+    assert "GB" in said and "python train.py --smoke" in said
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    assert "memory table" not in readme and "GB" in readme
+    assert yaml.safe_load((project / "config.yaml").read_text())["max_length"] == 1024

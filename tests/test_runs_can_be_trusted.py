@@ -1,0 +1,184 @@
+"""A killed run goes on to the same end; accumulation and processes do not change what is learnt."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conftest import in_project
+
+SMALL = [
+    "--max_steps=12",
+    "--save_steps=3",
+    "--eval_steps=6",
+    "--logging_steps=1",
+    "--gradient_accumulation_steps=1",
+    "--per_device_train_batch_size=2",
+    "--learning_rate=1e-2",
+    "--dataset=data/sample.jsonl",
+    "--base_model_path=twin",
+    "--use_cpu=true",
+    "--test_size=0.334",  # 16 rows train and 8 evaluate: whole batches on two processes, too
+]
+
+
+def make_twin() -> None:
+    from sft.smoke import build_twin
+
+    build_twin("twin", "")
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    project = bake_once.project(
+        project_slug="trusted", quantization="none", collator="padding_free"
+    )
+    in_project(project, make_twin)
+    return project
+
+
+def run(options: list, kill_at: int | None = None) -> dict:
+    from transformers import TrainerCallback
+
+    import train
+
+    class Killer(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    trainers = []
+
+    class Trainer(train.Trainer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs, callbacks=[Killer()])
+            trainers.append(self)
+
+    train.Trainer = Trainer
+    final = train.main(options)
+    summary = json.loads((final.parent / "summary.json").read_text())
+    log = trainers[0].state.log_history
+    return summary | {"losses": [entry["loss"] for entry in log if "loss" in entry]}
+
+
+def test_a_killed_run_goes_on_by_itself_and_ends_at_the_same_loss(project):
+    whole = in_project(project, run, [*SMALL, "--output_dir=whole"])
+    options = [*SMALL, "--output_dir=killed"]
+    with pytest.raises(AssertionError, match="exit code -9"):
+        in_project(project, run, options, 8)
+    # what a kill in the middle of saving leaves behind
+    (project / "killed/checkpoint-9").mkdir()
+    (project / "killed/checkpoint-9/adapter_model.safetensors").write_bytes(b"half")
+    resumed = in_project(project, run, options)
+    assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-6)
+    assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-6)
+    assert whole["losses"][-1] < whole["losses"][0]
+
+
+def test_other_settings_do_not_go_on_from_that_run(project):
+    in_project(project, run, [*SMALL, "--output_dir=first"])
+    with pytest.raises(AssertionError, match="first holds a run with r = 64, and now it is 8"):
+        in_project(project, run, [*SMALL, "--output_dir=first", "--r=8"])
+
+
+def test_accumulated_small_batches_learn_what_one_large_batch_learns(project):
+    def with_batches(size: int, accumulation: int) -> dict:
+        sizes = [
+            f"--per_device_train_batch_size={size}",
+            f"--gradient_accumulation_steps={accumulation}",
+        ]
+        options = [*SMALL, "--max_steps=4", *sizes, f"--output_dir=batch{size}"]
+        return in_project(project, run, options)
+
+    large, small = with_batches(8, 1), with_batches(1, 8)
+    assert small["losses"] == pytest.approx(large["losses"], rel=1e-5)
+    assert small["eval_loss"] == pytest.approx(large["eval_loss"], rel=1e-5)
+
+
+def test_the_evaluation_loss_does_not_depend_on_the_batch_size(project):
+    seen = [
+        in_project(
+            project,
+            run,
+            [*SMALL, "--max_steps=2", f"--per_device_eval_batch_size={n}", f"--output_dir=eval{n}"],
+        )["eval_loss"]
+        for n in (1, 3)
+    ]
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)
+
+
+def test_two_processes_learn_what_one_learns(project):
+    one = in_project(project, run, [*SMALL, "--per_device_train_batch_size=4", "--output_dir=one"])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc_per_node=2", "train.py", *SMALL, "--output_dir=two"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    two = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr[-3000:]
+    checkpoint = project / "two/checkpoint-12/trainer_state.json"
+    log = json.loads(checkpoint.read_text())["log_history"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses == pytest.approx(one["losses"], rel=1e-4)
+    summary = json.loads((project / "two/summary.json").read_text())
+    assert summary["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-3)
+
+
+def merge_and_compare() -> dict:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    import merge
+    import train
+
+    train.main([*SMALL, "--output_dir=merging"])
+    merged = merge.main([*SMALL, "--output_dir=merging"])
+    base = AutoModelForCausalLM.from_pretrained("twin", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, "merging/final")
+    alone = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        wanted, got = adapted(ids).logits, alone(ids).logits
+        with adapted.disable_adapter():
+            unadapted = adapted(ids).logits
+    return {
+        "off": float((wanted - got).abs().max()),
+        "moved": float((wanted - unadapted).abs().max()),
+        "files": sorted(path.name for path in merged.iterdir()),
+        "eos": alone.generation_config.eos_token_id,
+    }
+
+
+def test_the_merged_folder_is_the_adapted_model(project):
+    seen = in_project(project, merge_and_compare)
+    assert seen["off"] < 0.05 * seen["moved"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(seen["files"])
+    assert seen["eos"] == [2]
+
+
+WRONG = {
+    "a misspelt LoRA target": (["--target_modules", "q_proj", "gate_porj"], "gate_porj is in no"),
+    "a target beside the blocks": (["--target_modules", "lm_head"], "lm_head is in no"),
+    "a key that does not exist": (["--learning_rat=1"], "nearest is 'learning_rate'"),
+    "a word for a number": (["--max_length=long"], "invalid int value: 'long'"),
+    "a model that is not there": (["--base_model_path=./nowhere"], "./nowhere"),
+    "no column": (["--prompt_template={question}"], "no column 'question'"),
+    "nothing to train on": (["--max_length=2"], "No row"),
+}
+
+
+@pytest.mark.parametrize("options, sentence", WRONG.values(), ids=WRONG.keys())
+def test_a_mistake_ends_in_one_sentence(project, options, sentence):
+    said = in_project(project, what_is_said, [*SMALL, "--output_dir=wrong", *options])
+    assert sentence in said and len(said.splitlines()) == 1
+    assert not (project / "wrong/final").exists()
+
+
+def what_is_said(options: list) -> str:
+    import train
+
+    with pytest.raises(SystemExit) as refused:
+        train.main(options)
+    return str(refused.value)

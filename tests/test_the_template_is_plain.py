@@ -1,0 +1,47 @@
+"""The template's own Python is Python, and its menus say what an answer costs."""
+
+import re
+
+import pytest
+
+from conftest import CONTEXT, MENUS, PROJECT, TEMPLATE
+
+INCLUDES = ["adapter", "collator", "dataset", "quantization"]
+
+
+def test_python_files_hold_no_jinja():
+    for path in [*PROJECT.rglob("*.py"), *(TEMPLATE / "templates").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if path.parent.name == "sft" and path.stem in INCLUDES:
+            assert re.fullmatch(r"\{% include [^%]+ %\}", text), path
+        else:
+            assert not re.search(r"\{\{|\{%|\{#", text), path
+
+
+def test_every_answer_of_a_structural_prompt_is_a_file():
+    for prompt, folder in (
+        ("collator", "collator"),
+        ("quantization", "quantization"),
+        ("dataset_format", "dataset"),
+    ):
+        files = {path.stem for path in (TEMPLATE / "templates" / folder).glob("*.py")}
+        assert files == set(MENUS[prompt])
+    shapes = TEMPLATE / "templates/base_model"
+    files = {path.relative_to(shapes).as_posix() for path in shapes.rglob("*.json")}
+    assert files == {name + ".json" for name in MENUS["base_model"]}
+
+
+@pytest.mark.parametrize("prompt", [name for name in CONTEXT if not name.startswith("_")])
+def test_every_prompt_is_a_question_and_every_answer_has_a_label(prompt):
+    words = CONTEXT["__prompts__"][prompt]
+    question = words if isinstance(words, str) else words["__prompt__"]
+    assert len(question) > 10
+    assert "[" not in str(words), "cookiecutter would take it for markup"
+    if prompt in MENUS:
+        assert words.keys() - {"__prompt__"} == set(MENUS[prompt])
+
+
+def test_nothing_is_named_that_is_illegal_elsewhere():
+    for path in TEMPLATE.rglob("*"):
+        if not {".git", ".venv", "demo"} & set(path.relative_to(TEMPLATE).parts):
+            assert not re.search(r'[<>:"|?*\\]', path.name), path

@@ -1,0 +1,221 @@
+"""The memory estimate: exact counts, known peaks, refusals of one sentence, honest labels."""
+
+import importlib.util
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+TEMPLATE = Path(__file__).parent.parent
+COOKIECUTTER = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+MENU = COOKIECUTTER["base_model"]
+
+
+def load(path):
+    """The module at `path`, which is in no package here; no __pycache__ is left in the template."""
+    spec = importlib.util.spec_from_file_location("template_vram", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
+
+
+vram = load(TEMPLATE / "{{cookiecutter.project_slug}}" / "sft" / "vram.py")
+
+
+@cache
+def shape_of(name):
+    text = (TEMPLATE / "templates" / "base_model" / f"{name}.json").read_text(encoding="utf-8")
+    return json.loads(text)
+
+
+def settings(shape, **changes):
+    """The values of config.yaml that the estimate reads, as they are for nf4 and attention."""
+    values = {
+        "quantization": "nf4",
+        "lora_targets": "attention",
+        "collator": "visual_check",
+        "dtype": "bfloat16",
+        "attn_implementation": "sdpa",
+        "r": 64,
+        "lora_dropout": 0.0,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 8,
+        "max_length": 1024,
+        "optim": "adamw_torch_fused",
+        "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+    } | changes
+    return {"target_modules": vram.target_modules(shape, values["lora_targets"])} | values
+
+
+def peak(name="Qwen/Qwen3-8B", **changes):
+    """GB of one batch of 1 x 2048 tokens."""
+    one = {"per_device_train_batch_size": 1, "max_length": 2048, "gradient_accumulation_steps": 1}
+    return vram.estimate(shape_of(name), settings(shape_of(name), **one | changes)).peak / vram.GB
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_counts_are_those_of_the_real_classes(name):
+    shape = shape_of(name)
+    assert shape["_name_or_path"] == name
+    numbers = {key: value for key, value in shape.items() if key != "model_type"}
+    config = AutoConfig.for_model(shape["model_type"], **numbers)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        assert shape["architectures"] == [type(model).__name__]
+        parameters = sum(p.numel() for p in model.parameters())
+        assert vram.parameters(shape) == vram.trainable(shape, None) == parameters
+        for answer, r in [("attention", 64), ("mlp", 1), ("all_linear", 16)]:
+            targets = vram.target_modules(shape, answer)
+            adapted = get_peft_model(
+                model, LoraConfig(r=r, target_modules=targets, init_lora_weights=False)
+            )
+            trainable, everything = adapted.get_nb_trainable_parameters()
+            assert vram.trainable(shape, targets, r) == trainable, (answer, r)
+            assert everything == parameters + trainable
+            model = adapted.unload()
+
+
+# --- peaks ---------------------------------------------------------------------------------------
+
+FULL = {"quantization": "none", "lora_targets": "full"}
+INT8 = {"quantization": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "changes"),
+    [
+        (10.4, {}),
+        (22.4, {"activation_checkpointing": False}),
+        (22.6, {"per_device_train_batch_size": 4}),
+        (13.6, INT8 | {"activation_checkpointing_kwargs": {"use_reentrant": True}}),
+        (16.9, INT8),
+        (20.0, {"quantization": "none"}),
+        (122, FULL | {"dtype": "float32"}),
+        (61.0, FULL),
+        (76.3, FULL | {"optim": "adamw_torch"}),
+        (46.0, FULL | {"optim": "adamw_8bit"}),
+        (140.3, FULL | {"dtype": "float32", "gradient_accumulation_steps": 8}),
+        (65.2, FULL | {"gradient_accumulation_steps": 8}),
+    ],
+)
+def test_known_peaks_of_qwen3_8b(gigabytes, changes):
+    assert peak(**changes) == pytest.approx(gigabytes, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "name", "changes"),
+    [  # max_memory_allocated on an A100, from the benchmarks of foundation-model-stack
+        (67.46, "mistralai/Mistral-7B-Instruct-v0.3", FULL | {"optim": "adamw_torch"}),
+        (
+            26.46,
+            "mistralai/Mistral-7B-Instruct-v0.3",
+            {"r": 16, "lora_dropout": 0.1, "per_device_train_batch_size": 8, "max_length": 4096},
+        ),
+    ],
+)
+def test_measured_peaks(gigabytes, name, changes):
+    assert peak(name, **changes) == pytest.approx(gigabytes, rel=0.1)
+
+
+def test_each_part_of_a_project_moves_the_peak_the_right_way():
+    assert peak(collator="padding_free") < peak()
+    assert peak(collator="padding_free", trained_share=1.0) == peak()
+    assert peak(attn_implementation="eager", activation_checkpointing=False) > peak(
+        activation_checkpointing=False
+    )
+    assert peak(lora_targets="all_linear", r=256) > peak(r=256) > peak(r=8)
+    full = FULL | {"dtype": "float32"}
+    assert peak(**full | {"quantization": "nf4"}) == peak(**full)  # what is trained stays wide
+    phi = "microsoft/Phi-4-mini-instruct"
+    assert peak(phi, lora_targets="mlp") > peak(phi, lora_targets="mlp", r=1)
+
+
+def test_the_verdict_leaves_room_for_fragments_and_cuda():
+    shape = shape_of("Qwen/Qwen3-8B")
+    found = vram.estimate(shape, settings(shape))
+    needed = found.peak / vram.GB
+    assert found.peak == sum(found.parts.values()) == max(found.moments.values())
+    assert found.moments[found.peak_at] == found.peak
+    assert found.verdict(1.15 * needed + 0.51) == "fits"
+    assert found.verdict(1.15 * needed + 0.49) == "tight"
+    assert found.verdict(needed + 0.51) == "tight"
+    assert found.verdict(needed + 0.49) == "won't"
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"quantization": "nf8"}, "nf4"),
+        ({"collator": ["seq2seq"]}, "collator"),
+        ({"lora_targets": None}, "lora_targets"),
+        ({"dtype": "float64"}, "float32"),
+        ({"optim": "adamw_torch_fussed"}, "adamw_torch_fused"),
+        ({"max_length": -1}, "max_length"),
+        ({"max_length": "1024"}, "max_length"),
+        ({"per_device_train_batch_size": True}, "per_device_train_batch_size"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"r": 0}, "r to be"),
+        ({"target_modules": ["q_proj", "gate_porj"]}, "gate_proj"),
+        ({"target_modules": []}, "target_modules"),
+        ({"target_modules": [["q_proj"]]}, "q_proj"),
+        ({"activation_checkpointing": "flase"}, "activation_checkpointing"),
+        ({"activation_checkpointing_kwargs": 5}, "activation_checkpointing_kwargs"),
+        ({"lora_dropout": "no"}, "lora_dropout"),
+        ({"trained_share": 0}, "trained_share"),
+    ],
+)
+def test_a_setting_that_is_not_covered_is_refused_in_one_sentence(changes, named):
+    shape = shape_of("Qwen/Qwen3-8B")
+    values = settings(shape) | changes
+    with pytest.raises(ValueError) as refusal:
+        vram.estimate(shape, values)
+    one_sentence(str(refusal.value), named)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "qwen3_moe", "num_experts": 128}, "mixture of experts"),
+        ({"model_type": "qwen4"}, "qwen3"),
+        ({"model_type": None}, "model_type"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_hidden_layers": -4}, "num_hidden_layers"),
+        ({"head_dim": "128"}, "head_dim"),
+    ],
+)
+def test_a_shape_that_is_not_covered_is_refused_in_one_sentence(changes, named):
+    with pytest.raises(ValueError) as refusal:
+        vram.parameters(shape_of("Qwen/Qwen3-8B") | changes)
+    one_sentence(str(refusal.value), named)
+
+
+def one_sentence(text, named):
+    assert named in text
+    assert text.endswith(".") and "\n" not in text and ". " not in text
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_the_label_of_a_base_model_says_what_qlora_of_it_takes(name):
+    shape = shape_of(name)
+    gigabytes = round(vram.estimate(shape, settings(shape)).peak / vram.GB)
+    label = COOKIECUTTER["__prompts__"]["base_model"][name]
+    assert f" {gigabytes} GB" in f" {label}", f"the estimate says {gigabytes} GB"

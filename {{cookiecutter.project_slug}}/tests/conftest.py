@@ -1,0 +1,44 @@
+"""What the tests share: your settings, your tokenizer if it is here, some of your rows."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything is imported that reads it
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+from sft.config import project_arguments  # noqa: E402
+from sft.rows import load_rows  # noqa: E402
+from sft.smoke import SAMPLE, build_tokenizer  # noqa: E402
+
+
+def pytest_configure(config):
+    os.chdir(Path(__file__).parent.parent)
+
+
+@pytest.fixture(scope="session")
+def args():
+    """Your values from config.yaml, with the bundled sample where the dataset is on the Hub."""
+    args = project_arguments([])
+    if not Path(args.dataset).expanduser().exists():
+        args.dataset, args.train_split = str(SAMPLE), "train"
+    return args
+
+
+@pytest.fixture(scope="session")
+def tokenizer(args):
+    """The base model's tokenizer if it is on this machine, else the tiny twin's."""
+    try:
+        return AutoTokenizer.from_pretrained(args.base_model_path, local_files_only=True)
+    except (OSError, ValueError):
+        return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def rows(args):
+    """The first rows that are trained on."""
+    rows = load_rows(args)[0]
+    return rows.select(range(min(16, len(rows))))
