@@ -1,5 +1,5 @@
 # make demo: a project from the defaults, trained for a few steps.   make test: everything is tested.
-PYTHON ?= python3.11
+PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
@@ -21,8 +21,8 @@ test: $(VENV)/installed lint
 	$(BIN)/pytest
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check --config ruff.toml .
-	$(BIN)/ruff format --check --config ruff.toml .
+	$(BIN)/ruff check --no-cache --config ruff.toml .
+	$(BIN)/ruff format --no-cache --check --config ruff.toml .
 
 # one environment for the template's tests and for the projects they train, with exact versions
 $(VENV)/installed: requirements.txt constraints.txt

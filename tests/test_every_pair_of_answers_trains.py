@@ -14,7 +14,7 @@ def pairs_of(answers: dict) -> set[tuple]:
 
 
 def pairwise() -> list[dict]:
-    """Few valid combinations that hold every pair of answers which any valid one holds: greedily."""
+    """Few valid combinations that hold every pair of answers that can go together: greedily."""
     every = [
         dict(zip(MENUS, answers, strict=True)) for answers in itertools.product(*MENUS.values())
     ]
@@ -63,6 +63,7 @@ def test_trains(bake, answers):
     full = answers["lora_targets"] == "full"
     classes = {"nf4": {"Linear4bit"}, "int8": {"Linear8bitLt"}, "none": {"Linear"}}
     assert set(seen["linear classes"]) == classes[answers["quantization"]]
+    assert 2**20 < seen["estimated peak"] < 2**30
     assert seen["lm_head class"] == "Linear"
     if full:
         assert seen["trained"] == seen["parameters"]
@@ -79,6 +80,7 @@ def test_trains(bake, answers):
 def run_and_look() -> dict:
     """Run the project's own tests, one of which trains, and look at the model it trained."""
     import train
+    from sft import report
 
     seen = {}
     add_adapter = train.add_adapter
@@ -97,7 +99,11 @@ def run_and_look() -> dict:
         seen["parameters"] = sum(p.numel() for p in parameters)
         return model
 
-    train.add_adapter = looking
+    def estimating(trainer, args, reports, *metrics):
+        seen["estimated peak"] = report.estimated_peak(trainer, args, reports["train"])
+        return report.summarize(trainer, args, reports, *metrics)
+
+    train.add_adapter, train.summarize = looking, estimating
     seen["pytest"] = int(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]))
     return seen
 

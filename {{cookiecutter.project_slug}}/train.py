@@ -81,7 +81,7 @@ def main(argv: list[str]) -> Path:
     if trainer.is_world_process_zero():
         stop_at(model, end_of_turn(tokenizer)).save_pretrained(final)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
-        show_summary(summarize(trainer, reports, result.metrics, metrics), final.parent)
+        show_summary(summarize(trainer, args, reports, result.metrics, metrics), final.parent)
     trainer.accelerator.end_training()
 
     if smoke and trainer.is_world_process_zero():

@@ -4,6 +4,9 @@ What is wrong with a mask is seen at once in a picture: the tokens that are trai
 what is only read is grey, and padding is a faint dot.
 """
 
+from itertools import groupby
+from operator import itemgetter
+
 from accelerate import PartialState
 from rich.console import Console
 from rich.panel import Panel
@@ -32,28 +35,35 @@ class VisualCheckCollator(DataCollatorForSeq2Seq):
 def show(batch: dict, tokenizer: PreTrainedTokenizerBase, rows: int = 2) -> None:
     """Draw the first `rows` rows of a batch in the terminal."""
     console = Console(stderr=True)
+    console.print()  # below the progress bar
     for number in range(min(rows, len(batch["input_ids"]))):
         ids, labels, mask = (
             batch[key][number].tolist() for key in ("input_ids", "labels", "attention_mask")
         )
-        real, trained = sum(mask), sum(label != -100 for label in labels)
-        text, training = Text(), False
-        for token, label, is_real in zip(ids, labels, mask, strict=True):
-            if not is_real:
-                text.append("·", style="bright_black")
-                continue
-            if (label != -100) != training:
-                training = not training
-                text.append("▶" if training else "◀", style="bold yellow")
-            text.append(tokenizer.decode([token]), style="green" if training else "grey62")
+        kinds = [
+            "padding" if not real else "read" if label == -100 else "trained"
+            for label, real in zip(labels, mask, strict=True)
+        ]
+        text = Text()
+        for kind, run in groupby(zip(kinds, ids, strict=True), key=itemgetter(0)):
+            tokens = [token for _, token in run]
+            if kind == "padding":
+                text.append("·" * len(tokens), style="bright_black")
+            elif kind == "read":
+                text.append(tokenizer.decode(tokens), style="grey62")
+            else:
+                text.append("▶", style="bold yellow").append(tokenizer.decode(tokens), "green")
+                text.append("◀", style="bold yellow")
+        trained, real = kinds.count("trained"), sum(mask)
         title = f"row {number + 1} of the first batch"
         share = f"{trained} of {real} tokens are trained on ({trained / real:.0%})"
         console.print(Panel(text, title=title, subtitle=share))
-    legend = Text.assemble(
-        ("grey: read only", "grey62"),
-        "   ",
-        ("▶ green: trained on ◀", "green"),
-        "   ",
-        ("· padding", "bright_black"),
+    console.print(
+        Text.assemble(
+            ("grey: read only", "grey62"),
+            "   ",
+            ("▶ green: trained on ◀", "green"),
+            "   ",
+            ("· padding", "bright_black"),
+        )
     )
-    console.print(legend)

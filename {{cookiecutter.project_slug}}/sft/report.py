@@ -1,18 +1,23 @@
 """What is shown before and after training: tables in the terminal, a plot of the loss."""
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from sft.config import ROOT
 from sft.preprocess import Report
+from sft.vram import GB, estimate
 
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt  # noqa: E402
 
-console = Console(stderr=True)
+console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # one process speaks
 
 
 def show_rows(reports: dict[str, Report]) -> None:
@@ -37,10 +42,13 @@ def show_rows(reports: dict[str, Report]) -> None:
     console.print(table)
 
 
-def summarize(trainer, reports: dict[str, Report], trained: dict, evaluated: dict) -> dict:
+def summarize(
+    trainer, args, reports: dict[str, Report], trained: dict, evaluated: dict
+) -> dict[str, float]:
     """The figures of a finished run.
 
     Args:
+        args: the project's own values.
         trained: the metrics of `Trainer.train`; time and speed are those since the last start.
         evaluated: the metrics of `Trainer.evaluate`, or nothing.
     """
@@ -61,7 +69,24 @@ def summarize(trainer, reports: dict[str, Report], trained: dict, evaluated: dic
         summary["train_loss"] = losses[-1]
     if evaluated:
         summary["eval_loss"] = evaluated["eval_loss"]
+    if trainer.args.device.type == "cuda":
+        summary["peak_memory_gb"] = torch.cuda.max_memory_allocated() / GB
+        with suppress(ValueError):  # a model that the estimate does not cover
+            summary["peak_memory_estimated_gb"] = estimated_peak(trainer, args, report) / GB
     return summary
+
+
+def estimated_peak(trainer, args, report: Report) -> int:
+    """What sft/vram.py says of this run, in bytes, with the rows as they really are.
+
+    Raises:
+        ValueError: the estimate does not cover this model.
+    """
+    answers = json.loads((ROOT / "answers.json").read_text(encoding="utf-8"))["answers"]
+    settings = {**answers, **trainer.args.to_dict(), **vars(args)}
+    settings["max_length"] = max(report.lengths)
+    settings["trained_share"] = sum(report.trained) / sum(report.lengths)
+    return estimate(trainer.model.config.to_dict(), settings).peak
 
 
 def show_summary(summary: dict, output_dir: Path) -> None:

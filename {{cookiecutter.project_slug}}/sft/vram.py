@@ -296,9 +296,10 @@ def _switches(settings: dict) -> tuple[bool, bool, float, float]:
     kind = settings.get("activation_checkpointing_kwargs") or {}
     _need(isinstance(kind, dict), "activation_checkpointing_kwargs", "a mapping", kind)
     dropout, share = settings.get("lora_dropout", 0), settings.get("trained_share", 0.25)
-    number = (int, float)
-    _need(isinstance(dropout, number) and 0 <= dropout < 1, "lora_dropout", "a share below 1", dropout)
-    _need(isinstance(share, number) and 0 < share <= 1, "trained_share", "a share above 0", share)
+    right = isinstance(dropout, (int, float)) and 0 <= dropout < 1
+    _need(right, "lora_dropout", "a share from 0 to below 1", dropout)
+    right = isinstance(share, (int, float)) and 0 < share <= 1
+    _need(right, "trained_share", "a share above 0 and at most 1", share)
     return on, bool(kind.get("use_reentrant")), dropout, share
 
 
