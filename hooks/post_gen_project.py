@@ -1,5 +1,6 @@
 """Put the memory table into the new README; print the estimate and the next two commands."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ SLUG = {{ cookiecutter.project_slug | tojson }}
 def vram(*options):
     """What the new project's own vram.py says, run with cookiecutter's interpreter."""
     command = [sys.executable, "-B", "vram.py", *options]
-    run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    utf8 = {**os.environ, "PYTHONUTF8": "1"}  # the bars, on Windows too
+    run = subprocess.run(command, env=utf8, capture_output=True, text=True, encoding="utf-8")
     return run.stdout if run.returncode == 0 else f"No estimate: {run.stderr.strip()}\n"
 
 

@@ -16,6 +16,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sft.model import load_model, load_whole
 
+# peft asks by the old name, at every load
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+
 
 @dataclass(kw_only=True)
 class AdapterArguments:
@@ -55,9 +58,7 @@ def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
         lora_dropout=args.lora_dropout,
         target_modules=args.target_modules,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft's old name
-        model = get_peft_model(model, config)  # freezes the base; A and B are float32
+    model = get_peft_model(model, config)  # freezes the base; A and B are float32
     # otherwise each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model
