@@ -31,7 +31,8 @@ def main(argv: list[str]) -> Path:
     set_seed(training_args.seed)
 
     say("1. Load the rows")
-    train_rows, eval_rows = load_rows(args)
+    with training_args.main_process_first():  # the others find it in the cache
+        train_rows, eval_rows = load_rows(args)
 
     say(f"2. Load the base model, {args.base_model_path}")
     tokenizer = load_tokenizer(args.base_model_path, args.revision)
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> Path:
         stop_at(model, end_of_turn(tokenizer)).save_pretrained(final)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
         show_summary(summarize(trainer, args, reports, result.metrics, metrics), final.parent)
-    trainer.accelerator.end_training()
+    trainer.close()
 
     if smoke and trainer.is_world_process_zero():
         say("Reload what was saved, and talk to it")

@@ -38,6 +38,15 @@ class Trainer(transformers.Trainer):
         self._tokens += tokens
         return loss, *rest
 
+    def close(self) -> None:
+        """End the processes' connection.
+
+        DDP's wrapper goes first: freed after it, the wrapper waits for a thread that waits for it.
+        """
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
 
 def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
     """The newest complete checkpoint in `output_dir`: the same command goes on after a crash.
