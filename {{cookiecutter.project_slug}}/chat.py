@@ -36,7 +36,9 @@ def main(argv: list[str]) -> str:
         )
 
     tokenizer = load_tokenizer(str(folder))
-    model = load_trained(folder, args).to(training_args.device).eval()
+    model = load_trained(folder, args).eval()
+    if model.device != training_args.device:  # a quantized model is there, and may not be moved
+        model.to(training_args.device)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
 

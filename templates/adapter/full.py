@@ -7,6 +7,7 @@ float32, 8 in bfloat16. `python vram.py` shows what that comes to.
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from sft.model import load_whole
@@ -18,7 +19,13 @@ class AdapterArguments:
 
 
 def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PreTrainedModel:
-    """The model itself, with every parameter set to be trained."""
+    """The model itself, with every parameter set to be trained.
+
+    Raises:
+        SystemExit: the weights are in float16, whose gradients vanish.
+    """
+    if model.dtype == torch.float16:
+        raise SystemExit("Weights in float16 cannot be trained; set dtype: float32 in config.yaml.")
     return model.requires_grad_(True)
 
 
