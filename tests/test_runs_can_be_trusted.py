@@ -45,8 +45,11 @@ def run(options: list, kill_at: int | None = None) -> dict:
 
     import train
 
+    steps = []
+
     class Killer(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
             if state.global_step == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -61,7 +64,8 @@ def run(options: list, kill_at: int | None = None) -> dict:
     final = train.main(options)
     summary = json.loads((final.parent / "summary.json").read_text())
     log = trainers[0].state.log_history
-    return summary | {"losses": [entry["loss"] for entry in log if "loss" in entry]}
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    return summary | {"losses": losses, "steps taken": steps}
 
 
 def test_a_killed_run_goes_on_by_itself_and_ends_at_the_same_loss(project):
@@ -73,6 +77,7 @@ def test_a_killed_run_goes_on_by_itself_and_ends_at_the_same_loss(project):
     (project / "killed/checkpoint-9").mkdir()
     (project / "killed/checkpoint-9/adapter_model.safetensors").write_bytes(b"half")
     resumed = in_project(project, run, options)
+    assert resumed["steps taken"] == [7, 8, 9, 10, 11, 12]
     assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-6)
     assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-6)
     assert whole["losses"][-1] < whole["losses"][0]
