@@ -83,6 +83,19 @@ def test_a_killed_run_goes_on_by_itself_and_ends_at_the_same_loss(project):
     assert whole["losses"][-1] < whole["losses"][0]
 
 
+def test_a_finished_run_is_left_as_it_is(project):
+    options = [*SMALL, "--output_dir=finished"]
+    first = in_project(project, run, options)
+    with pytest.raises(AssertionError, match="SystemExit: 0"):
+        in_project(project, run, options)
+    assert "holds a finished run" in (project / "log").read_text()
+    # killed after the last step, before the end: the steps from the checkpoint before are repeated
+    (project / "finished/summary.json").unlink()
+    again = in_project(project, run, options)
+    assert again["steps taken"] == [10, 11, 12]
+    assert again["losses"] == pytest.approx(first["losses"], rel=1e-6)
+
+
 def test_other_settings_do_not_go_on_from_that_run(project):
     in_project(project, run, [*SMALL, "--output_dir=first"])
     with pytest.raises(AssertionError, match="first holds a run with r = 64, and now it is 8"):

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> Path:
     if smoke:
         argv = smoke_arguments([word for word in argv if word != "--smoke"])
     args, training_args = load_config(argv)
+    checkpoint = checkpoint_to_resume(training_args, args)
     set_seed(training_args.seed)
 
     say("1. Load the rows")
@@ -64,7 +65,6 @@ def main(argv: list[str]) -> Path:
     )
 
     say("6. Train")
-    checkpoint = checkpoint_to_resume(training_args, args)
     check_disk(model, training_args)
     model.config.use_cache = False  # the cache is for generating
     result = trainer.train(resume_from_checkpoint=checkpoint)

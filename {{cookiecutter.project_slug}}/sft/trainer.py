@@ -55,21 +55,18 @@ def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
     written last, or with the Trainer's own marker in it; both are passed over.
 
     Raises:
-        SystemExit: the checkpoints are of a run with other settings.
+        SystemExit: the checkpoints are of a run with other settings, or of one that is finished.
     """
     output_dir = Path(training_args.output_dir)
-    settings_file = output_dir / "settings.json"
+    settings_file, summary = output_dir / "settings.json", output_dir / "summary.json"
     settings = {**vars(args), **{key: getattr(training_args, key) for key in _DECISIVE}}
     settings = json.loads(json.dumps(settings, default=str))
-    found = None
-    for folder in sorted(output_dir.glob("checkpoint-*"), key=_step):
-        marked = (folder / "checkpoint-is-incomplete.txt").exists()
-        if (folder / "trainer_state.json").exists() and not marked:
-            found = folder
-    if found is None:
+    checkpoints = _complete_checkpoints(output_dir)
+    if not checkpoints:
         if training_args.process_index == 0:
             output_dir.mkdir(parents=True, exist_ok=True)
             settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+            summary.unlink(missing_ok=True)
         return None
     before = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
     changed = [key for key in settings if key in before and settings[key] != before[key]]
@@ -78,8 +75,32 @@ def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
             f"{output_dir} holds a run with {changed[0]} = {before[changed[0]]!r}, and now it is "
             f"{settings[changed[0]]!r}: give the new run its own --output_dir, or delete it."
         )
-    say(f"Going on from {found}.")
-    return str(found)
+    if summary.exists():  # written last
+        say(
+            f"{output_dir} holds a finished run: talk to it with python chat.py; "
+            "a new run wants its own --output_dir."
+        )
+        raise SystemExit(0)
+    # from its very last step the Trainer would take one more; killed there, it repeats a few
+    unfinished = [folder for folder in checkpoints if not _is_at_the_end(folder)]
+    if not unfinished:
+        return None
+    say(f"Going on from {unfinished[-1]}.")
+    return str(unfinished[-1])
+
+
+def _complete_checkpoints(output_dir: Path) -> list[Path]:
+    return [
+        folder
+        for folder in sorted(output_dir.glob("checkpoint-*"), key=_step)
+        if (folder / "trainer_state.json").exists()
+        and not (folder / "checkpoint-is-incomplete.txt").exists()
+    ]
+
+
+def _is_at_the_end(checkpoint: Path) -> bool:
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"]
 
 
 # what makes a run another run, beside our own keys: the steps before would have been others
