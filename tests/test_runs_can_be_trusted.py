@@ -152,7 +152,7 @@ def merge_and_compare() -> dict:
     import train
 
     train.main([*SMALL, "--output_dir=merging"])
-    merged = merge.main([*SMALL, "--output_dir=merging"])
+    merged = merge.main(["--output_dir=merging", "--use_cpu=true"])  # the adapter knows its base
     base = AutoModelForCausalLM.from_pretrained("twin", dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, "merging/final")
     alone = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)

@@ -6,11 +6,11 @@ and B have gradients and optimizer state: that is where the memory of full train
 """
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -64,10 +64,16 @@ def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
     return model
 
 
+def load_base(folder: Path, args) -> PreTrainedModel:
+    """The base model that the adapter in `folder` was trained on, whatever config.yaml says now."""
+    path = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    return load_model(replace(args, base_model_path=path))
+
+
 def load_trained(folder: Path, args) -> PreTrainedModel | PeftModel:
     """The adapter in `folder` on its base as it was trained; a merged folder stands by itself."""
     if (folder / "adapter_config.json").exists():
-        model = PeftModel.from_pretrained(load_model(args), folder)
+        model = PeftModel.from_pretrained(load_base(folder, args), folder)
         model.generation_config = GenerationConfig.from_pretrained(folder)
         return model
     return load_whole(str(folder), args)

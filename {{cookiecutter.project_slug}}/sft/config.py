@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -47,14 +47,12 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
     """
     os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
     words = [*_words_of_config_yaml(), *argv]
+    _refuse_unknown_keys(words)
     if not any(word.startswith(("--bf16", "--fp16")) for word in words):
         words += _mixed_precision(words)
     args, training_args, unknown = _parse((ProjectArguments, TrainingArguments), words)
     if unknown:
-        key = unknown[0].removeprefix("--").partition("=")[0]
-        keys = [*vars(args), *vars(training_args)]
-        near = difflib.get_close_matches(key, keys, n=1, cutoff=0)
-        raise SystemExit(f"There is no key {key!r}; the nearest is {near[0]!r} (see config.yaml).")
+        raise SystemExit(f"{unknown[0]!r} belongs to no key; write --key=value.")
     if args.max_length < 1:
         raise SystemExit(
             f"max_length must be a positive whole number of tokens, not {args.max_length}."
@@ -79,6 +77,15 @@ def _parse(types: tuple, words: list[str]) -> tuple:
         )
     except (ValueError, ImportError) as error:  # TrainingArguments checks its own values
         raise SystemExit(f"config.yaml or the command line: {error}") from None
+
+
+def _refuse_unknown_keys(words: list[str]) -> None:
+    known = [field.name for field in (*fields(ProjectArguments), *fields(TrainingArguments))]
+    for word in words:
+        key = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+            raise SystemExit(f"There is no key {key!r}; the nearest is {near!r} (see config.yaml).")
 
 
 def _words_of_config_yaml() -> list[str]:
