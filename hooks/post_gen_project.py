@@ -22,5 +22,5 @@ readme.write_text(text.replace("<!-- memory table -->\n", vram("--markdown")), e
 
 print(vram())
 print(f"{SLUG} is ready. Next:\n")
-print(f"    cd {SLUG} && pip install -e .[test]")
+print(f"    cd {SLUG} && pip install -e \".[test]\"")
 print("    python train.py --smoke     # the whole path with a tiny twin, on the CPU, in seconds")

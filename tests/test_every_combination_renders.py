@@ -26,7 +26,6 @@ FOREIGN = {
     "quantization": {
         "nf4": r"load_in_4bit|NF4",
         "int8": r"load_in_8bit|LLM\.int8",
-        "none": r"not quantized \|",
     },
     "collator": {
         "visual_check": "VisualCheck",

@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from conftest import in_project
+from conftest import MENUS, in_project
 
 SMALL = [
     "--max_steps=12",
@@ -145,16 +146,16 @@ def test_two_processes_learn_what_one_learns(project):
 
 def merge_and_compare() -> dict:
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     import merge
     import train
+    from sft.adapter import load_trained
+    from sft.config import load_config
 
     train.main([*SMALL, "--output_dir=merging"])
     merged = merge.main(["--output_dir=merging", "--use_cpu=true"])  # the adapter knows its base
-    base = AutoModelForCausalLM.from_pretrained("twin", dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(base, "merging/final")
+    adapted = load_trained(Path("merging/final"), load_config(SMALL)[0])
     alone = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -169,9 +170,13 @@ def merge_and_compare() -> dict:
     }
 
 
-def test_the_merged_folder_is_the_adapted_model(project):
+@pytest.mark.parametrize("quantization", MENUS["quantization"])
+def test_the_merged_folder_is_the_adapted_model(bake, quantization):
+    project = bake.project(quantization=quantization, lora_targets="all_linear")
+    in_project(project, make_twin)
     seen = in_project(project, merge_and_compare)
-    assert seen["off"] < 0.05 * seen["moved"]
+    # bfloat16 rounds, and int8 rounds activations, too, which a merged model does not
+    assert seen["off"] < (0.25 if quantization == "int8" else 0.1) * seen["moved"], seen
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(seen["files"])
     assert seen["eos"] == [2]
 

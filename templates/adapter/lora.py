@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
@@ -51,6 +52,8 @@ def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
         )
     # with checkpointing a block is recomputed from its input, which must then carry a gradient
     model.enable_input_require_grads()
+    if args.r < 1 or not 0 <= args.lora_dropout < 1:
+        raise SystemExit("r must be at least 1, and lora_dropout from 0 to below 1.")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=args.r,
@@ -64,10 +67,10 @@ def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PeftModel:
     return model
 
 
-def load_base(folder: Path, args) -> PreTrainedModel:
+def load_base(folder: Path, args, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The base model that the adapter in `folder` was trained on, whatever config.yaml says now."""
     path = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    return load_model(replace(args, base_model_path=path))
+    return load_model(replace(args, base_model_path=path), dtype)
 
 
 def load_trained(folder: Path, args) -> PreTrainedModel | PeftModel:

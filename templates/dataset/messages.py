@@ -32,13 +32,13 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     messages = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise ValueError(f"turn {number} has no role and content")
+            raise ValueError(f"a turn without role and content: turn {number}")
         # Arrow gives each turn all keys that any turn has; those it did not have are None
         turn = {key: value for key, value in turn.items() if value is not None}
         if turn.get("role") not in ROLES:
-            raise ValueError(f"turn {number} has a role that is not one of {', '.join(ROLES)}")
+            raise ValueError(f"a role that is not one of {', '.join(ROLES)}: turn {number}")
         if not isinstance(turn.get("content"), str) or not turn["content"].strip():
-            raise ValueError(f"turn {number} has no text as its content")
+            raise ValueError(f"a turn without text: turn {number}")
         messages.append(turn)
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("the conversation has no assistant turn")

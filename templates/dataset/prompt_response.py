@@ -34,6 +34,11 @@ def columns(args: DatasetArguments) -> list[str]:
                 f"prompt_template: {text!r} in braces names no column; "
                 "double the braces that are meant literally."
             )
+    if args.response_column in [name for _, name, _, _ in fields]:
+        raise SystemExit(
+            f"prompt_template shows the model the response_column {args.response_column!r}, which it "
+            "has to learn; take it out of one of the two."
+        )
     if not fields:
         raise SystemExit(
             "prompt_template names no column; write one in braces, such as {question}."

@@ -6,8 +6,13 @@ that little is lost. Only the linear layers inside the blocks are quantized; emb
 `lm_head` keep their 16 bits. The weights are frozen: whole numbers take no gradient step.
 """
 
+import warnings
+
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
+
+# on a CPU the arithmetic is in float32, and each layer would say so
+warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
 
 
 def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -24,6 +24,7 @@ class ProjectArguments(DatasetArguments, AdapterArguments):
 
     base_model_path: str
     dataset: str
+    dataset_config: str = ""
     max_length: int
     revision: str = "main"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -48,11 +49,17 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
     os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
     words = [*_words_of_config_yaml(), *argv]
     _refuse_unknown_keys(words)
-    if not any(word.startswith(("--bf16", "--fp16")) for word in words):
-        words += _mixed_precision(words)
+    words += _mixed_precision(words)
     args, training_args, unknown = _parse((ProjectArguments, TrainingArguments), words)
     if unknown:
         raise SystemExit(f"{unknown[0]!r} belongs to no key; write --key=value.")
+    training_args._n_gpu = (
+        1  # several GPUs want torchrun; in one process the Trainer would split batches
+    )
+    if training_args.hub_token:
+        raise SystemExit(
+            "hub_token would be saved in a file; set HF_TOKEN in the environment instead."
+        )
     if args.max_length < 1:
         raise SystemExit(
             f"max_length must be a positive whole number of tokens, not {args.max_length}."
@@ -66,6 +73,7 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
 
 def project_arguments(argv: list[str]) -> ProjectArguments:
     """Our own values alone: `TrainingArguments` would already claim the device."""
+    os.chdir(ROOT)
     return _parse((ProjectArguments,), [*_words_of_config_yaml(), *argv])[0]
 
 
@@ -80,7 +88,10 @@ def _parse(types: tuple, words: list[str]) -> tuple:
 
 
 def _refuse_unknown_keys(words: list[str]) -> None:
-    known = [field.name for field in (*fields(ProjectArguments), *fields(TrainingArguments))]
+    known = [
+        "help",
+        *(field.name for field in (*fields(ProjectArguments), *fields(TrainingArguments))),
+    ]
     for word in words:
         key = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and key not in known:
@@ -95,6 +106,10 @@ def _words_of_config_yaml() -> list[str]:
     except yaml.YAMLError as error:
         where = f" (line {error.problem_mark.line + 1})" if hasattr(error, "problem_mark") else ""
         raise SystemExit(f"config.yaml is not valid YAML{where}: {error.problem}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"config.yaml cannot be read as UTF-8 text: {error}.") from None
+    if not isinstance(values, dict):
+        raise SystemExit("config.yaml holds no keys; restore the file.")
     words = []
     for key, value in values.items():
         if isinstance(value, list):
@@ -108,11 +123,25 @@ def _words_of_config_yaml() -> list[str]:
 
 def _mixed_precision(words: list[str]) -> list[str]:
     """16-bit arithmetic where the GPU has it; `is_bf16_supported` alone also counts emulation."""
-    if any(word.startswith("--use_cpu") for word in words) or not torch.cuda.is_available():
+    parser = HfArgumentParser(MixedPrecision, allow_abbrev=False)
+    chosen = parser.parse_args_into_dataclasses(
+        words, return_remaining_strings=True, look_for_args_file=False
+    )[0]
+    said = chosen.bf16 is not None or chosen.fp16 is not None
+    if said or chosen.use_cpu or not torch.cuda.is_available():
         return []
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return ["--bf16=true"]
     return ["--fp16=true"]
+
+
+@dataclass
+class MixedPrecision:
+    """The keys of `TrainingArguments` that say what to calculate in."""
+
+    bf16: bool | None = None
+    fp16: bool | None = None
+    use_cpu: bool = False
 
 
 def say(text: str) -> None:

@@ -41,9 +41,9 @@ def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
     return tokenizer
 
 
-def load_model(args) -> PreTrainedModel:
+def load_model(args, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The base model as it is trained: with the quantization chosen in sft/quantization.py."""
-    dtype = supported_dtype(args.dtype)
+    dtype = dtype or supported_dtype(args.dtype)
     quantized = quantization_config(dtype)
     placed = {"quantization_config": quantized, "device_map": {"": PartialState().device}}
     return _load(args.base_model_path, args, dtype=dtype, **(placed if quantized else {}))
@@ -84,7 +84,7 @@ def _one_sentence(path: str):
     """Loading from a wrong path or a gated model ends in a sentence, not in a traceback."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(
             f"base_model_path {path!r} cannot be loaded: {str(error).strip().splitlines()[0]} "
             "(a gated model wants its licence accepted on the Hub, then `hf auth login`)"

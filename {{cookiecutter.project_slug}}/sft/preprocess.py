@@ -15,13 +15,24 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from sft.dataset import columns, to_messages
 
 MARK = "\u2060<reply>\u2060"  # word joiners: templates that trim a reply leave the marker whole
+
+
+FEATURES = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "labels": List(Value("int32")),
+        "reason": Value("string"),
+        "length": Value("int32"),
+        "trained": Value("int32"),
+    }
+)
 
 
 class MaskError(ValueError):
@@ -125,13 +136,11 @@ def _reply_span(messages, number: int, text: str, tokenizer) -> tuple[int, int]:
     if text[start:end].strip() != answer.strip():
         raise MaskError("the template rewrites the reply", f"message {number + 1}: {answer[:40]!r}")
     if number and messages[number - 1]["role"] != "assistant":
-        # what inference supplies is not to be learnt, such as an empty thought where it is off
-        prompts = [
-            _render(tokenizer, messages[:number], add_generation_prompt=True, **options)
-            for options in ({}, {"enable_thinking": False})
-        ]
-        fitting = [len(prompt) for prompt in prompts if text.startswith(prompt)]
-        start = max((length for length in fitting if length <= start), default=start)
+        # what inference supplies is not to be learnt; what it does not supply is, such as the empty
+        # thought that a template writes before an answer without one
+        prompt = _render(tokenizer, messages[:number], add_generation_prompt=True)
+        if text.startswith(prompt) and len(prompt) <= start:
+            start = len(prompt)
     thoughts = (thought.split("<think>")[-1], messages[number].get("reasoning_content") or "")
     if any(part.strip() and part.strip() not in text[start:end] for part in thoughts):
         raise MaskError("the template drops the thinking", f"message {number + 1}")
@@ -199,6 +208,7 @@ def preprocess(rows: Dataset, tokenizer: PreTrainedTokenizerBase, args) -> tuple
         _encode_row,
         fn_kwargs={"tokenizer": tokenizer, "args": args},
         remove_columns=rows.column_names,
+        features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
         desc="Tokenizing and masking",
         # the cache must forget when the tokenizer, the template, a setting or this code changes
         new_fingerprint=_fingerprint(rows, tokenizer, args),
@@ -229,6 +239,7 @@ def _encode_row(row: dict, tokenizer: PreTrainedTokenizerBase, args) -> dict:
 
 
 def _fingerprint(rows: Dataset, tokenizer: PreTrainedTokenizerBase, args) -> str:
-    code = [Path(__file__).read_text(encoding="utf-8"), inspect.getsource(to_messages)]
+    files = (__file__, inspect.getfile(to_messages))
+    code = [Path(file).read_text(encoding="utf-8") for file in files]
     vocabulary = tokenizer.backend_tokenizer.to_str()
     return Hasher.hash([rows._fingerprint, vocabulary, tokenizer.chat_template, vars(args), code])

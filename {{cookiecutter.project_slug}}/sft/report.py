@@ -108,6 +108,7 @@ def plot_loss(log_history: list[dict], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=label, marker=".")
     axes.set(xlabel="step", ylabel="loss per trained token")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)

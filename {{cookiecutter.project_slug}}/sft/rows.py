@@ -17,7 +17,8 @@ def load_rows(args) -> tuple[Dataset, Dataset | None]:
         SystemExit: the dataset, file or split does not exist or cannot be read; the sentence says
             which one, and for a broken file where.
     """
-    source = _source(args.dataset)
+    _refuse_broken_text(args.dataset)
+    source = _source(args.dataset, args.dataset_config)
     train = _load(args.dataset, source, args.train_split)
     splits = get_dataset_split_names(**source)
     if args.eval_split.partition("[")[0] in splits:
@@ -30,7 +31,13 @@ def load_rows(args) -> tuple[Dataset, Dataset | None]:
     return halves["train"], halves["test"]
 
 
-def _source(dataset: str) -> dict:
+def is_local(dataset: str) -> bool:
+    """Whether that is the path of a file or folder, there or not, rather than a Hub id."""
+    path = Path(dataset).expanduser()
+    return path.exists() or path.suffix in BUILDERS or dataset.startswith((".", "/", "~"))
+
+
+def _source(dataset: str, config: str) -> dict:
     """The arguments of `load_dataset` for a Hub id, a local file or a folder."""
     path = Path(dataset).expanduser()
     if path.is_file():
@@ -47,10 +54,10 @@ def _source(dataset: str) -> dict:
                 f"{', '.join(BUILDERS)}; it holds {found}."
             )
         path, files = path / f"rows{min(suffixes)}", {"data_dir": str(path)}
-    elif path.suffix in BUILDERS or dataset.startswith((".", "/", "~")):
+    elif is_local(dataset):
         raise SystemExit(f"dataset {dataset!r} does not exist (seen from {Path.cwd()}).")
     else:
-        return {"path": dataset}
+        return {"path": dataset, "name": config or None}
     builder = BUILDERS[path.suffix]
     return {"path": builder, **files, **(_as_text(dataset) if builder == "csv" else {})}
 
@@ -63,12 +70,17 @@ def _files(dataset: str) -> list[Path]:
 
 def _as_text(dataset: str) -> dict:
     """A CSV's columns as text: pandas takes "NA" and "null" for missing, "007" for a number."""
-    names = pandas.read_csv(_files(dataset)[0], nrows=0, encoding_errors="replace").columns
+    file = _files(dataset)[0]
+    first = pandas.read_csv(file, nrows=1)
+    if not isinstance(
+        first.index, pandas.RangeIndex
+    ):  # pandas would take the first for a row's name
+        raise SystemExit(f"{file}, line 2 has more values than columns; quote texts with commas.")
+    names = first.columns
     return {"features": Features({name: Value("string") for name in names}), "na_filter": False}
 
 
 def _load(dataset: str, source: dict, split: str) -> Dataset:
-    _refuse_broken_text(dataset)
     try:
         rows = load_dataset(**source, split=split)
     except DatasetGenerationError as error:
@@ -76,7 +88,7 @@ def _load(dataset: str, source: dict, split: str) -> Dataset:
             _broken_line(dataset) or f"dataset {dataset!r}: {error.__cause__}"
         ) from None
     except (ValueError, OSError) as error:
-        raise SystemExit(f"dataset {dataset!r}: {str(error).splitlines()[0]}") from None
+        raise SystemExit(f"dataset {dataset!r}: {' '.join(str(error).split())[:300]}") from None
     if len(rows) == 0:
         raise SystemExit(f"dataset {dataset!r} has no rows in its split {split!r}.")
     return rows
@@ -85,6 +97,8 @@ def _load(dataset: str, source: dict, split: str) -> Dataset:
 def _refuse_broken_text(dataset: str) -> None:
     """What is not UTF-8 passes the reader and fails much later, without file or line."""
     for file in _files(dataset):
+        if file.stat().st_size == 0:
+            raise SystemExit(f"{file} is empty; it should hold one row a line.")
         if file.suffix != ".parquet":
             with file.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
@@ -100,7 +114,7 @@ def _broken_line(dataset: str) -> str | None:
     """The line that the JSON reader stumbled over, which it does not name."""
     for file in _files(dataset):
         if file.suffix == ".jsonl":
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
                 try:
                     json.loads(line or "{}")
                 except json.JSONDecodeError as error:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sft.config import ROOT, project_arguments
+from sft.rows import is_local
 
 SAMPLE = ROOT / "data" / "sample.jsonl"
 CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
@@ -38,7 +39,7 @@ def smoke_arguments(argv: list[str]) -> list[str]:
         if PartialState().is_main_process:
             shutil.rmtree(ROOT / output_dir, ignore_errors=True)
             build_twin(ROOT / output_dir / "twin", args.base_model_path)
-    local = Path(args.dataset).expanduser().exists()
+    local = is_local(args.dataset)
     return [
         "--num_train_epochs=1",
         "--max_steps=6",
@@ -52,6 +53,7 @@ def smoke_arguments(argv: list[str]) -> list[str]:
         f"--base_model_path={output_dir / 'twin'}",
         f"--dataset={args.dataset if local else SAMPLE}",
         f"--train_split={args.train_split.partition('[')[0] if local else 'train'}[:64]",
+        f"--eval_split={args.eval_split.partition('[')[0]}[:16]",
         f"--max_length={8 * args.max_length}",  # the twin's tokens are shorter
         "--use_cpu=true",
     ]
@@ -59,7 +61,7 @@ def smoke_arguments(argv: list[str]) -> list[str]:
 
 def build_twin(folder: Path, base_model_path: str) -> None:
     """Save a random tiny model of the base model's architecture, with a tokenizer, in `folder`."""
-    local = Path(base_model_path) / "config.json"
+    local = ROOT / base_model_path / "config.json"
     shape = json.loads((local if local.exists() else ROOT / "base_model/config.json").read_text())
     tokenizer = build_tokenizer()
     config = AutoConfig.for_model(

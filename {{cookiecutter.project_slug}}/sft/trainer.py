@@ -15,6 +15,8 @@ from sft.config import say
 class Trainer(transformers.Trainer):
     """`eval_loss` is the mean over trained tokens, whatever the batch size.
 
+    On several processes the last batch is filled up with rows from the start, which count twice.
+
     transformers averages the batches' means, which gives a token in a short batch more weight.
     """
 
@@ -57,6 +59,8 @@ def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
     Raises:
         SystemExit: the checkpoints are of a run with other settings, or of one that is finished.
     """
+    if training_args.resume_from_checkpoint:
+        return training_args.resume_from_checkpoint
     output_dir = Path(training_args.output_dir)
     settings_file, summary = output_dir / "settings.json", output_dir / "summary.json"
     settings = {**vars(args), **{key: getattr(training_args, key) for key in _DECISIVE}}
@@ -84,6 +88,7 @@ def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
     # from its very last step the Trainer would take one more; killed there, it repeats a few
     unfinished = [folder for folder in checkpoints if not _is_at_the_end(folder)]
     if not unfinished:
+        say(f"{output_dir} has no checkpoint before the last step: starting over.")
         return None
     say(f"Going on from {unfinished[-1]}.")
     return str(unfinished[-1])
@@ -133,7 +138,8 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
     """
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     kept = (training_args.save_total_limit or 2) + 1  # a new one is written before an old one goes
-    needed = 3 * trained * kept
+    there = len(_complete_checkpoints(Path(training_args.output_dir)))
+    needed = 3 * trained * max(kept - there, 1)
     free = shutil.disk_usage(training_args.output_dir).free
     if free < needed:
         raise SystemExit(
