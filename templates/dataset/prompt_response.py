@@ -36,8 +36,8 @@ def columns(args: DatasetArguments) -> list[str]:
             )
     if args.response_column in [name for _, name, _, _ in fields]:
         raise SystemExit(
-            f"prompt_template shows the model the response_column {args.response_column!r}, which it "
-            "has to learn; take it out of one of the two."
+            f"prompt_template shows the model the column {args.response_column!r}, which it has to "
+            "learn; take it out of prompt_template or response_column."
         )
     if not fields:
         raise SystemExit(
