@@ -53,9 +53,8 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
     args, training_args, unknown = _parse((ProjectArguments, TrainingArguments), words)
     if unknown:
         raise SystemExit(f"{unknown[0]!r} belongs to no key; write --key=value.")
-    training_args._n_gpu = (
-        1  # several GPUs want torchrun; in one process the Trainer would split batches
-    )
+    # several GPUs want torchrun; from one process the Trainer would cut each batch in pieces
+    training_args._n_gpu = 1
     if training_args.hub_token:
         raise SystemExit(
             "hub_token would be saved in a file; set HF_TOKEN in the environment instead."
@@ -123,10 +122,7 @@ def _words_of_config_yaml() -> list[str]:
 
 def _mixed_precision(words: list[str]) -> list[str]:
     """16-bit arithmetic where the GPU has it; `is_bf16_supported` alone also counts emulation."""
-    parser = HfArgumentParser(MixedPrecision, allow_abbrev=False)
-    chosen = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )[0]
+    chosen = _parse((MixedPrecision,), words)[0]
     said = chosen.bf16 is not None or chosen.fp16 is not None
     if said or chosen.use_cpu or not torch.cuda.is_available():
         return []
