@@ -14,8 +14,8 @@ import chat
 from sft.adapter import add_adapter
 from sft.collator import get_collator
 from sft.config import load_config, say
-from sft.model import load_model, load_tokenizer, stop_at
-from sft.preprocess import end_of_turn, preprocess
+from sft.model import end_of_turn, load_model, load_tokenizer, stop_at
+from sft.prepare import prepare
 from sft.report import plot_loss, show_rows, show_summary, summarize
 from sft.rows import load_rows
 from sft.smoke import smoke_arguments
@@ -33,19 +33,16 @@ def main(argv: list[str]) -> Path:
 
     say("1. Load the rows")
     with training_args.main_process_first():  # the others find it in the cache
-        train_rows, eval_rows = load_rows(args)
+        rows = load_rows(args)
 
-    say(f"2. Load the base model, {args.base_model_path}")
+    say("2. Preprocess: rows to tokens, with labels on what is learnt")
     tokenizer = load_tokenizer(args.base_model_path, args.revision)
-    model = load_model(args)
-
-    say("3. Preprocess: rows to tokens, with labels on what is learnt")
     with training_args.main_process_first():
-        datasets, reports = {}, {}
-        for split, rows in {"train": train_rows, "evaluation": eval_rows}.items():
-            if rows is not None:
-                datasets[split], reports[split] = preprocess(rows, tokenizer, args)
+        datasets, reports = prepare(rows, tokenizer, args)
     show_rows(reports)
+
+    say(f"3. Load the base model, {args.base_model_path}")
+    model = load_model(args)
 
     say("4. Choose what is trained")
     model = add_adapter(model, args)

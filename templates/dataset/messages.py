@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-ROLES = ("system", "user", "assistant", "tool")
+# the names that ShareGPT's files have for it: {"from": "human", "value": "..."}
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(kw_only=True)
@@ -21,27 +22,27 @@ def columns(args: DatasetArguments) -> list[str]:
 def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     """One row as a conversation: `[{"role": ..., "content": ...}, ...]`.
 
-    `system_prompt` is put before conversations that have no system turn of their own.
+    `system_prompt` is put before conversations that have no system turn of their own. What the
+    turns hold is looked at where they are masked (sft/conversation.py).
 
     Raises:
-        ValueError: the column is no list of turns, or a turn has no known role or no text.
+        ValueError: the column is no list of turns.
     """
     turns = row[args.messages_column]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"column {args.messages_column!r} is no list of turns")
     messages = []
     for number, turn in enumerate(turns, start=1):
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+        if not isinstance(turn, dict):
             raise ValueError(f"a turn without role and content: turn {number}")
         # Arrow gives each turn all keys that any turn has; those it did not have are None
         turn = {key: value for key, value in turn.items() if value is not None}
-        if turn.get("role") not in ROLES:
-            raise ValueError(f"a role that is not one of {', '.join(ROLES)}: turn {number}")
-        if not isinstance(turn.get("content"), str) or not turn["content"].strip():
-            raise ValueError(f"a turn without text: turn {number}")
+        if "from" in turn and "value" in turn:
+            role = SHAREGPT_ROLES.get(turn["from"], turn["from"])
+            turn = {"role": role, "content": turn["value"]}
+        if "role" not in turn:
+            raise ValueError(f"a turn without role and content: turn {number}")
         messages.append(turn)
-    if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("the conversation has no assistant turn")
-    if args.system_prompt and messages[0]["role"] != "system":
+    if args.system_prompt and messages[0]["role"] not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": args.system_prompt})
     return messages

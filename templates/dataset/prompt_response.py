@@ -50,7 +50,7 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     """One row as a conversation: `[{"role": ..., "content": ...}, ...]`.
 
     Raises:
-        ValueError: a column is not text, or the prompt's columns or the response are empty.
+        ValueError: a column is not text, or the prompt's columns are empty.
     """
     for column in columns(args):
         if not isinstance(row[column], str):
@@ -60,9 +60,7 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
         for literal, column, _, _ in Formatter().parse(args.prompt_template)
     )
     if not any(row[column].strip() for column in columns(args) if column != args.response_column):
-        raise ValueError("the prompt is empty")
-    if not row[args.response_column].strip():
-        raise ValueError("the reply is empty")
+        raise ValueError("empty prompt")
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     return [
         *system,

@@ -33,6 +33,9 @@ class ProjectArguments(DatasetArguments, AdapterArguments):
     eval_split: str = "validation"
     test_size: float = 0.05
     turns: Literal["all", "last"] = "all"
+    truncation_mode: Literal["drop", "truncate_prompt", "keep_start"] = "drop"
+    control_tokens: Literal["refuse", "escape"] = "refuse"
+    max_set_aside: float = 0.05
 
 
 class _Parser(HfArgumentParser):
@@ -62,6 +65,10 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
     if args.max_length < 1:
         raise SystemExit(
             f"max_length must be a positive whole number of tokens, not {args.max_length}."
+        )
+    if not 0 <= args.max_set_aside <= 1:
+        raise SystemExit(
+            f"max_set_aside is a share of the rows, from 0 to 1, not {args.max_set_aside}."
         )
     if not 0 <= args.test_size < 1:
         raise SystemExit(

@@ -1,12 +1,14 @@
 """The base model and its tokenizer."""
 
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sft.preprocess import encode
 from sft.quantization import quantization_config
 
 
@@ -52,6 +54,15 @@ def load_model(args, dtype: torch.dtype | None = None) -> PreTrainedModel:
 def load_whole(path: str, args) -> PreTrainedModel:
     """The model in `path` as it was saved, in its own dtype."""
     return _load(path, args, dtype="auto")
+
+
+def end_of_turn(tokenizer: Tokenizer) -> list[int]:
+    """The control tokens that the model learns to end its turns with, the last turn's first."""
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}] * 2
+    labels = encode(chat, tokenizer)["labels"]
+    ends = [last for last, after in pairwise([*labels, -100]) if last != -100 == after]
+    control = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
+    return [end for end in dict.fromkeys(reversed(ends)) if end in control]
 
 
 def stop_at(model: PreTrainedModel, token_ids: list[int]) -> GenerationConfig:

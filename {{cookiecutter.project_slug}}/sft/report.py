@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sft.config import ROOT
-from sft.preprocess import Report
+from sft.prepare import Report
 from sft.vram import GB, estimate
 
 matplotlib.use("Agg")  # no display is needed
@@ -35,6 +35,8 @@ def show_rows(reports: dict[str, Report]) -> None:
     line("used", [len(r.lengths) for r in splits])
     for reason in dict.fromkeys(reason for r in splits for reason in r.set_aside):
         line(f"set aside: {reason}", [r.set_aside.get(reason, 0) for r in splits])
+    if any(r.shortened for r in splits):
+        line("shortened to max_length", [r.shortened for r in splits])
     line("median length, tokens", [sorted(r.lengths)[len(r.lengths) // 2] for r in splits])
     line("longest, tokens", [max(r.lengths) for r in splits])
     line("trained tokens", [f"{sum(r.trained):,}" for r in splits])

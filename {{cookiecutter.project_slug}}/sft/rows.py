@@ -10,8 +10,8 @@ from datasets.exceptions import DatasetGenerationError
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def load_rows(args) -> tuple[Dataset, Dataset | None]:
-    """The training rows, and the evaluation rows or None where there are to be none.
+def load_rows(args) -> dict[str, Dataset]:
+    """The rows of each split that is there: "train", and "evaluation" where there is one.
 
     Raises:
         SystemExit: the dataset, file or split does not exist or cannot be read; the sentence says
@@ -19,16 +19,10 @@ def load_rows(args) -> tuple[Dataset, Dataset | None]:
     """
     _refuse_broken_text(args.dataset)
     source = _source(args.dataset, args.dataset_config)
-    train = _load(args.dataset, source, args.train_split)
-    splits = get_dataset_split_names(**source)
-    if args.eval_split.partition("[")[0] in splits:
-        return train, _load(args.dataset, source, args.eval_split)
-    if args.test_size == 0 or len(train) < 2:
-        return train, None
-    # at least one row on each side, and the same rows whenever the run is started again
-    held_out = min(max(1, round(args.test_size * len(train))), len(train) - 1)
-    halves = train.train_test_split(test_size=held_out, seed=0)
-    return halves["train"], halves["test"]
+    rows = {"train": _load(args.dataset, source, args.train_split)}
+    if args.eval_split.partition("[")[0] in get_dataset_split_names(**source):
+        rows["evaluation"] = _load(args.dataset, source, args.eval_split)
+    return rows
 
 
 def is_local(dataset: str) -> bool:

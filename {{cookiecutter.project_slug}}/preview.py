@@ -1,0 +1,59 @@
+"""See what is trained on, before anything is: your own rows, their tokens, their masks.
+
+python preview.py                         in the terminal, and as a page: outputs/preview.html
+python preview.py --max_length 2048       any key of config.yaml can be tried
+python preview.py --smoke                 with the tiny twin's tokenizer, offline
+
+No model is loaded. The examples are cached: training takes them from there.
+"""
+
+import sys
+from pathlib import Path
+
+from sft.config import load_config, say
+from sft.model import load_tokenizer
+from sft.prepare import Report, encode_rows
+from sft.preview import page, show, show_refused
+from sft.report import show_rows
+from sft.rows import load_rows
+from sft.smoke import smoke_arguments
+
+FIRST, LONGEST, REFUSED = 5, 2, 20  # how many rows are shown
+
+
+def main(argv: list[str]) -> Path:
+    """Show the first, the longest and the refused rows; returns the path of the page."""
+    if "--help" in argv or "-h" in argv:
+        raise SystemExit(__doc__)
+    if "--smoke" in argv:
+        argv = smoke_arguments([word for word in argv if word != "--smoke"])
+    args, training_args = load_config(argv)
+    rows = load_rows(args)["train"]
+    tokenizer = load_tokenizer(args.base_model_path, args.revision)
+    encoded = encode_rows(rows, tokenizer, args)
+    report = Report.of(encoded)
+    show_rows({"all rows": report})
+
+    used = [index for index, reason in enumerate(encoded["reason"]) if not reason]
+    by_length = sorted(range(len(used)), key=lambda number: -report.lengths[number])
+    refused = [index for index, reason in enumerate(encoded["reason"]) if reason][:REFUSED]
+    shown = {f"row {index + 1}": encoded[index] for index in used[:FIRST]}
+    for number in by_length[:LONGEST]:
+        shown.setdefault(f"row {used[number] + 1}, among the longest", encoded[used[number]])
+    for title, example in shown.items():
+        show(title, example["input_ids"], example["labels"], tokenizer)
+    refusals = [(index + 1, encoded[index]["reason"], rows[index]) for index in refused]
+    show_refused(refusals)
+
+    path = Path(training_args.output_dir) / "preview.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(args, report, shown, refusals, tokenizer), encoding="utf-8")
+    say(f"The same as a page to look at or send: {path}")
+    return path
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,123 @@
+"""A conversation before it is masked: is it sound, how does it read, what can be left out of it."""
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class MaskError(ValueError):
+    """This conversation cannot be trained on: `reason` in few words, then the detail."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        self.reason = reason
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+
+
+def attempt(function, *args):
+    """What the function returns, or the ValueError it raises: one row ends no batch."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        return error
+
+
+def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
+    """The conversation through its last reply, and the positions of the replies to train on.
+
+    Raises:
+        MaskError: a message without known role or text, a reply that calls tools, or no reply.
+    """
+    for number, message in enumerate(messages, start=1):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
+            raise MaskError("unknown role", detail)
+        if not isinstance(content, str) and not message.get("tool_calls"):
+            kind = type(content).__name__
+            raise MaskError("content that is not text", f"message {number} holds {kind}")
+        said = (content or "").rpartition("</think>")[2]  # a thought alone is no reply
+        if not said.strip() and not message.get("tool_calls"):
+            empty = "empty reply" if role == "assistant" else "empty message"
+            raise MaskError(empty, f"message {number} (role {role})")
+    replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    if not replies:
+        raise MaskError("no assistant turn")
+    trained = replies if turns == "all" else replies[-1:]
+    for at in trained:
+        if messages[at].get("tool_calls"):
+            detail = f"message {at + 1}; only text is trained on"
+            raise MaskError("a reply that calls tools", detail)
+    return messages[: replies[-1] + 1], trained
+
+
+def render(tokenizer: Tokenizer, messages: list[dict], **kwargs) -> str:
+    """The text that the chat template writes.
+
+    Raises:
+        MaskError: the template refuses the conversation, in its own words.
+    """
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    except Exception as error:  # templates raise what they like
+        raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
+
+
+def check_nothing_dropped(messages: list[dict], text: str) -> None:
+    """Templates pass over what they do not know, a system message for one.
+
+    Raises:
+        MaskError: what a message says is not in the text that the template wrote.
+    """
+    for number, message in enumerate(messages, start=1):
+        if message["role"] != "assistant" and message["content"].strip() not in text:
+            detail = f"message {number} (role {message['role']}) is not in what it writes"
+            raise MaskError("the chat template drops a message", detail)
+
+
+def thinking(message: dict) -> list[str]:
+    """What a reply thinks before it answers: at the start of its content, or beside it."""
+    thought = message["content"].rpartition("</think>")[0].rpartition("<think>")[2]
+    names = ("reasoning_content", "thinking", "reasoning")  # those that transformers knows, too
+    beside = next((message[name] for name in names if isinstance(message.get(name), str)), "")
+    return [thought.strip(), beside.strip()]
+
+
+def shorten(
+    messages: list[dict], excess: int, tokenizer: Tokenizer, truncation_mode: str
+) -> list[dict] | None:
+    """The conversation with something left out, or None where nothing more may be left out.
+
+    Whole messages go, or text of a prompt: what is left is rendered anew, so neither a reply nor
+    the template's frame is ever cut.
+
+    Args:
+        excess: tokens that are too many; the result may still be too long.
+        truncation_mode: "truncate_prompt" leaves out the oldest turns, then the start of the prompt
+            that is left; system messages stay. "keep_start" leaves out the newest turns. "drop"
+            leaves out nothing.
+    """
+    if truncation_mode == "keep_start":
+        replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        return messages[: replies[-2] + 1] if len(replies) > 1 else None
+    if truncation_mode == "truncate_prompt":
+        first = next(at for at, message in enumerate(messages) if message["role"] not in ROLES[:2])
+        for at in range(first + 1, len(messages)):
+            if messages[at]["role"] == "user" and _has_reply(messages[at:]):
+                return messages[:first] + messages[at:]
+        prompt = messages[first]
+        if prompt["role"] == "user" and (
+            text := _without_start(prompt["content"], excess, tokenizer)
+        ):
+            return [*messages[:first], {**prompt, "content": text}, *messages[first + 1 :]]
+    return None
+
+
+def _has_reply(messages: list[dict]) -> bool:
+    return any(message["role"] == "assistant" for message in messages)
+
+
+def _without_start(text: str, excess: int, tokenizer: Tokenizer) -> str:
+    """The text without its first `excess` tokens, and at least without its first character."""
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    starts = [start for start, _ in offsets["offset_mapping"][excess:] if start > 0]
+    return text[starts[0] :].strip() if starts else ""

@@ -1,0 +1,156 @@
+"""A mask to be looked at: one drawing of tokens, in the terminal and as a web page."""
+
+import json
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sft.prepare import Report
+
+PAGE = Path(__file__).with_name("preview.html")
+SHOWN = 600  # characters of a long prompt that the terminal shows
+
+
+class Piece(NamedTuple):
+    """One token, or the few that make up one character."""
+
+    text: str
+    ids: list[int]
+    trained: bool
+
+
+def pieces(input_ids: list[int], labels: list[int], tokenizer: Tokenizer) -> list[Piece]:
+    """The tokens of an example with the text that each stands for."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]  # some decoders strip
+    before = tokenizer.decode(anchor)  # the space from a first token
+    found, ids = [], []
+    for position, (token, label) in enumerate(zip(input_ids, labels, strict=True)):
+        ids.append(token)
+        text = tokenizer.decode(anchor + ids).removeprefix(before)
+        whole = not text.endswith("\ufffd") or len(ids) == 4  # a character has up to four bytes
+        if whole or position == len(input_ids) - 1:
+            found.append(Piece(text, ids, label != -100))
+            ids = []
+    return found
+
+
+def show(title: str, input_ids, labels, tokenizer: Tokenizer, padding: int = 0) -> None:
+    """Draw one example in the terminal: what is trained on is green, what is only read is grey."""
+    drawing = pieces(input_ids, labels, tokenizer)
+    text = Text()
+    for trained, run in groupby(drawing, key=lambda piece: piece.trained):
+        words = "".join(piece.text for piece in run)
+        if trained:
+            text.append("▶", "bold yellow").append(words, "green").append("◀", "bold yellow")
+        elif len(words) > SHOWN:
+            text.append(words[: SHOWN // 2], "grey62")
+            text.append(f" [... {len(words) - SHOWN:,} characters ...] ", "italic bright_black")
+            text.append(words[-SHOWN // 2 :], "grey62")
+        else:
+            text.append(words, "grey62")
+    text.append("·" * padding, "bright_black")
+    trained = len(labels) - labels.count(-100)
+    share = f"{trained} of {len(labels)} tokens are trained on ({trained / len(labels):.0%})"
+    console = Console(stderr=True)
+    console.print(Panel(text, title=title, subtitle=share))
+
+
+def legend(padding: bool = False) -> None:
+    text = Text.assemble(("grey: only read", "grey62"), "   ", ("▶green: trained on◀", "green"))
+    if padding:
+        text.append("   · padding", "bright_black")
+    Console(stderr=True).print(text)
+
+
+def show_refused(refusals: list[tuple[int, str, dict]]) -> None:
+    """List rows that are set aside: their number, the reason, the start of what they hold."""
+    console = Console(stderr=True)
+    for number, reason, row in refusals:
+        console.print(Text.assemble(("row ", "red"), (str(number), "red"), f" set aside: {reason}"))
+        console.print(Text("    " + _raw(row)[:160], "bright_black"))
+
+
+def page(args, report: Report, shown: dict, refusals: list, tokenizer: Tokenizer) -> str:
+    """One self-contained HTML page: figures, histograms, tokens to hover over, refused rows."""
+    set_aside = sum(report.set_aside.values())
+    figures = {
+        "rows": report.rows,
+        "used": len(report.lengths),
+        "set aside": set_aside,
+        "shortened": report.shortened,
+        "tokens": sum(report.lengths),
+        "trained tokens": sum(report.trained),
+    }
+    counts = [(reason, count) for reason, count in report.set_aside.items()]
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        dataset=escape(args.dataset),
+        base_model=escape(args.base_model_path),
+        figures="".join(f"<td><b>{n:,}</b><br>{name}</td>" for name, n in figures.items()),
+        lengths=histogram(report.lengths, "tokens a row", args.max_length),
+        trained=histogram(report.trained, "trained tokens a row"),
+        examples="".join(_example(title, example, tokenizer) for title, example in shown.items()),
+        reasons="".join(f"<li>{n:,} {escape(reason)}" for reason, n in counts) or "<li>none",
+        refusals="".join(
+            f"<h3>row {number}: {escape(reason)}</h3><pre>{escape(_raw(row))}</pre>"
+            for number, reason, row in refusals
+        ),
+    )
+
+
+def histogram(values: list[int], unit: str, limit: int | None = None, bins: int = 40) -> str:
+    """How often each size occurs, as an SVG; `limit` is marked where it lies among the sizes."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, (value - low) * bins // max(1, high - low))] += 1
+    width, height, tallest = 480, 120, max(counts)
+    bars = "".join(
+        f'<rect x="{number * width / bins:.1f}" width="{width / bins - 1:.1f}" '
+        f'y="{height * (1 - count / tallest):.1f}" height="{height * count / tallest:.1f}">'
+        f"<title>{count:,} rows</title></rect>"
+        for number, count in enumerate(counts)
+    )
+    median = sorted(values)[len(values) // 2]
+    note = f"{unit}: {low:,} to {high:,}, half of them up to {median:,}"
+    if limit:
+        note += f"; max_length is {limit:,}"
+    return (
+        f'<figure><svg viewBox="0 0 {width} {height + 16}" role="img">{bars}'
+        f'<text x="0" y="{height + 14}">{low:,}</text>'
+        f'<text x="{width}" y="{height + 14}" text-anchor="end">{high:,}</text></svg>'
+        f"<figcaption>{note}</figcaption></figure>"
+    )
+
+
+def _example(title: str, example: dict, tokenizer: Tokenizer) -> str:
+    ids, labels = example["input_ids"], example["labels"]
+    trained = len(labels) - labels.count(-100)
+    tokens = "".join(map(_token, pieces(ids, labels, tokenizer)))
+    share = f"{trained:,} of {len(ids):,} tokens are trained on"
+    return (
+        f"<h3>{escape(title)}</h3><p>{share} "
+        f'<meter value="{trained / len(ids):.3f}"></meter> {trained / len(ids):.0%}</p>'
+        f'<div class="tokens">{tokens}</div>'
+    )
+
+
+def _token(piece: Piece) -> str:
+    ids = " ".join(map(str, piece.ids))
+    state = "trained on" if piece.trained else "only read"
+    visible = json.dumps(piece.text, ensure_ascii=False)
+    text = escape(piece.text).replace("\n", "⏎\n")
+    kind = ' class="on"' if piece.trained else ""
+    return f'<i{kind} data-is="{ids} {escape(visible)} {state}">{text}</i>'
+
+
+def _raw(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str)
