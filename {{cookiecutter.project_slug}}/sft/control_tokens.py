@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.conversation import MaskError, render
 
 HIDDEN = "\ue000"  # from Unicode's private use area: it means nothing to any template
+PROBE = {"role": "user", "content": HIDDEN}
 Span = tuple[int, int]  # first character, end
 
 
@@ -25,36 +26,65 @@ class ControlTokens:
         self.run = re.compile(rf"(\s*(?:{self.any.pattern}))(?:\s*(?:{self.any.pattern}))*")
 
     def closing(self, text: str, end: int) -> str:
-        """What ends the turn of a reply that ends at `end`; "" where plain text or nothing follows.
+        """The first control token behind `end`, or through EOS if control tokens lead up to it.
 
-        That is the first control token behind it, or EOS if control tokens lead up to it.
+        "" where plain text or nothing follows.
         """
         run = self.run.match(text, end)
         if run and self.eos and self.eos in run[0]:
             return run[0][: run[0].index(self.eos) + len(self.eos)]
         return run[1] if run else ""
 
-    def last_closing(self, messages: list[dict], text: str, end: int) -> str:
-        """The same for the last reply of all, which plain text may close as well.
-
-        That text is the model's to write if it stands there even if another message follows.
+    def last_end(self, messages: list[dict], text: str, start: int, end: int) -> str:
+        """What ends the turn of the last reply, `text[start:end]`; "" if nothing does.
 
         Raises:
             MaskError: the turn has no clear end.
         """
-        closing = self.closing(text, end)
-        if not closing and text[end:].strip():
+        closing, tail = self.closing(text, end), text[end:]
+        if not closing and tail.strip():
             raise MaskError("no end-of-turn token", "the chat template ends turns with plain text")
-        if not self._plain(text[end + len(closing) :]):
+        if not closing or (self.eos and closing.endswith(self.eos)):
             return closing
-        longer = render(self.tokenizer, [*messages, {"role": "user", "content": HIDDEN}])
-        own = commonprefix([text[end:], longer[end:]]).rstrip()
-        if longer.startswith(text[:end]) and not self._plain(own):
-            return closing  # the text belongs to the next turn
-        always_prompts = render(self.tokenizer, messages, add_generation_prompt=True) == text
-        if always_prompts or not re.search(f"(?:{self.any.pattern})$", own):
-            raise MaskError("no clear end of turn", "the chat template writes text behind a reply")
-        return own
+        plain = self._plain(tail)
+        header = any(text[:start].endswith(tail[m.start() :]) for m in self.any.finditer(tail))
+        if not plain and not header:
+            return closing
+        # the turn's own end stands there even where another message follows
+        longer = render(self.tokenizer, [*messages, PROBE])
+        own = len(commonprefix([tail, longer[end:]]))
+        own = min([own, *(m.start() for m in self.any.finditer(tail) if m.end() > own)])
+        own = tail[:own].rstrip()
+        if longer.startswith(text[:end]) and not (plain and header):
+            if not self._plain(own) and own.startswith(closing):
+                return closing
+            if self._plain(own) and re.search(f"(?:{self.any.pattern})$", own):
+                return own
+        raise MaskError("no clear end of turn", f"behind the last reply stands {tail[:40]!r}")
+
+    def earlier_end(self, text: str, end: int, last: str, following: dict) -> str:
+        """What ends the turn of an earlier reply: what ends the last one or a user's, or EOS.
+
+        Args:
+            last: what ends the last reply.
+            following: the next message.
+
+        Raises:
+            MaskError: something else follows, and it is no user's header.
+        """
+        if last and text.startswith(last, end):
+            return last
+        closing = self.closing(text, end)
+        if not closing or (self.eos and closing.endswith(self.eos)):
+            return closing
+        after_user = render(self.tokenizer, [PROBE]).partition(HIDDEN)[2]
+        for known in (last, after_user):
+            if known.startswith(closing) and not self._plain(known):
+                return closing
+        behind = text[end + len(closing) :].lstrip()
+        if following["role"] == "user" and behind.startswith(following["content"].strip()):
+            return ""  # a header is not for the model to write
+        raise MaskError("no clear end of turn", f"{closing.strip()!r} follows an earlier reply")
 
     def forged(self, messages: list[dict], text: str, policy: str) -> list[Span]:
         """Where in `text` the messages' own words look like control tokens.

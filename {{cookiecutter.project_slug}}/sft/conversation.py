@@ -29,16 +29,16 @@ def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
     """
     for number, message in enumerate(messages, start=1):
         role, content = message.get("role"), message.get("content")
+        calls = role == "assistant" and message.get("tool_calls")
         if role not in ROLES:
             detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
             raise MaskError("unknown role", detail)
-        if not isinstance(content, str) and not message.get("tool_calls"):
+        if not isinstance(content, str) and not calls:
             kind = type(content).__name__
             raise MaskError("content that is not text", f"message {number} holds {kind}")
-        said = (content or "").rpartition("</think>")[2]  # a thought alone is no reply
-        if not said.strip() and not message.get("tool_calls"):
-            empty = "empty reply" if role == "assistant" else "empty message"
-            raise MaskError(empty, f"message {number} (role {role})")
+        if not (content or "").strip() and not calls:
+            kind = "empty reply" if role == "assistant" else "empty message"
+            raise MaskError(kind, f"message {number}")
     replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
     if not replies:
         raise MaskError("no assistant turn")
@@ -47,6 +47,8 @@ def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
         if messages[at].get("tool_calls"):
             detail = f"message {at + 1}; only text is trained on"
             raise MaskError("a reply that calls tools", detail)
+        if not messages[at]["content"].rpartition("</think>")[2].strip():  # a thought is no reply
+            raise MaskError("empty reply", f"message {at + 1}")
     return messages[: replies[-1] + 1], trained
 
 

@@ -83,7 +83,7 @@ class Rendering(NamedTuple):
     """A conversation as the template writes it; a span is (first character, end)."""
 
     text: str
-    replies: list[tuple[int, int]]  # of each reply, with its end of turn
+    replies: list[tuple[int, int]]  # of each reply, with its end of turn; the last comes first
     is_ended: bool  # whether the template itself ends the last reply
     forged: list[tuple[int, int]]  # of a row's own words that look like control tokens
 
@@ -96,14 +96,16 @@ def find_replies(
     text = render(control.tokenizer, messages)
     check_nothing_dropped(messages, text)
     forged = control.forged(messages, text, policy)
-    replies = [locate(messages, at, text, control.tokenizer) for at in trained]
-    closing = control.last_closing(messages, text, replies[-1][1])
-    for number, (start, end) in enumerate(replies):
-        same = closing and text.startswith(closing, end)
-        replies[number] = start, end + len(closing if same else control.closing(text, end))
-    if not closing:  # nothing but white space follows
-        replies[-1] = replies[-1][0], len(text)
-    return Rendering(text, replies, bool(closing), forged)
+    replies, last = [], None
+    for at in reversed(trained):
+        start, end = locate(messages, at, text, control.tokenizer)
+        if last is None:
+            last = control.last_end(messages, text, start, end)
+            stop = end + len(last) if last else len(text)  # only white space is left
+        else:
+            stop = end + len(control.earlier_end(text, end, last, messages[at + 1]))
+        replies.append((start, stop))
+    return Rendering(text, replies, bool(last), forged)
 
 
 def locate(messages: list[dict], at: int, text: str, tokenizer: Tokenizer) -> tuple[int, int]:

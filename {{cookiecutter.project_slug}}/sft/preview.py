@@ -57,7 +57,7 @@ def show(title: str, input_ids, labels, tokenizer: Tokenizer, padding: int = 0) 
             text.append(words, "grey62")
     text.append("·" * padding, "bright_black")
     trained = len(labels) - labels.count(-100)
-    share = f"{trained} of {len(labels)} tokens are trained on ({trained / len(labels):.0%})"
+    share = f"{trained} of {len(labels)} tokens are trained on ({trained / len(labels):.1%})"
     console = Console(stderr=True)
     console.print(Panel(text, title=title, subtitle=share))
 
@@ -109,6 +109,7 @@ def histogram(values: list[int], unit: str, limit: int | None = None, bins: int 
     if not values:
         return ""
     low, high = min(values), max(values)
+    bins = min(bins, high - low + 1)
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, (value - low) * bins // max(1, high - low))] += 1
@@ -138,7 +139,7 @@ def _example(title: str, example: dict, tokenizer: Tokenizer) -> str:
     share = f"{trained:,} of {len(ids):,} tokens are trained on"
     return (
         f"<h3>{escape(title)}</h3><p>{share} "
-        f'<meter value="{trained / len(ids):.3f}"></meter> {trained / len(ids):.0%}</p>'
+        f'<meter value="{trained / len(ids):.3f}"></meter> {trained / len(ids):.1%}</p>'
         f'<div class="tokens">{tokens}</div>'
     )
 

@@ -37,6 +37,8 @@ def show_rows(reports: dict[str, Report]) -> None:
         line(f"set aside: {reason}", [r.set_aside.get(reason, 0) for r in splits])
     if any(r.shortened for r in splits):
         line("shortened to max_length", [r.shortened for r in splits])
+    if not all(r.lengths for r in splits):
+        return console.print(table)
     line("median length, tokens", [sorted(r.lengths)[len(r.lengths) // 2] for r in splits])
     line("longest, tokens", [max(r.lengths) for r in splits])
     line("trained tokens", [f"{sum(r.trained):,}" for r in splits])

@@ -1,5 +1,6 @@
 """Where the rows come from: the Hub, a local file, or a folder of files."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def _load(dataset: str, source: dict, split: str) -> Dataset:
             _broken_line(dataset) or f"dataset {dataset!r}: {error.__cause__}"
         ) from None
     except (ValueError, OSError) as error:
+        if "no data" in str(error):
+            raise SystemExit(f"dataset {dataset!r} has no rows.") from None
         raise SystemExit(f"dataset {dataset!r}: {' '.join(str(error).split())[:300]}") from None
     if len(rows) == 0:
         raise SystemExit(f"dataset {dataset!r} has no rows in its split {split!r}.")
@@ -105,12 +108,33 @@ def _refuse_broken_text(dataset: str) -> None:
 
 
 def _broken_line(dataset: str) -> str | None:
-    """The line that the JSON reader stumbled over, which it does not name."""
-    for file in _files(dataset):
-        if file.suffix == ".jsonl":
-            for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-                try:
-                    json.loads(line or "{}")
-                except json.JSONDecodeError as error:
-                    return f"{file}, line {number} is not JSON ({error.msg}); mend or delete it."
+    """File and line that the reader stumbled over, which it does not name."""
+    for file in filter(lambda file: file.suffix != ".parquet", _files(dataset)):
+        line, why = _first_fault(file)
+        if line:
+            return f"{file}, line {line} {why}; mend or delete it."
     return None
+
+
+def _first_fault(file: Path) -> tuple[int, str]:
+    """The line and what is wrong with it; line 0 where nothing is."""
+    line = 0
+    try:
+        if file.suffix == ".csv":
+            with file.open(encoding="utf-8", newline="") as lines:
+                reader = csv.reader(lines, strict=True)
+                for _ in reader:
+                    line = reader.line_num
+            return 0, ""
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix == ".json":
+            json.loads(text)
+            return 0, ""
+        for line, row in enumerate(text.split("\n"), start=1):
+            if row.strip() and not isinstance(json.loads(row), dict):
+                return line, "is not a JSON object"
+        return 0, ""
+    except csv.Error as error:
+        return line + 1, f"begins a row that does not end ({error})"
+    except json.JSONDecodeError as error:
+        return max(line, error.lineno), f"is not JSON ({error.msg})"

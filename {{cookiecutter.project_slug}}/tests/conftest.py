@@ -41,5 +41,5 @@ def tokenizer(args):
 @pytest.fixture(scope="session")
 def rows(args):
     """The first rows that are trained on."""
-    rows = load_rows(args)[0]
+    rows = load_rows(args)["train"]
     return rows.select(range(min(16, len(rows))))

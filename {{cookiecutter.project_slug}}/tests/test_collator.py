@@ -1,11 +1,14 @@
 """A batch trains on what its examples train on, whatever else is in the batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from sft.collator import get_collator
-from sft.preprocess import end_of_turn, preprocess
+from sft.model import end_of_turn
+from sft.prepare import prepare
 from sft.smoke import build_tokenizer, build_twin
 
 
@@ -20,7 +23,8 @@ def twin(args, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples(args, rows):
-    return list(preprocess(rows, build_tokenizer(), args)[0].select(range(5)))
+    args = replace(args, max_set_aside=1.0, test_size=0.0)
+    return list(prepare({"train": rows}, build_tokenizer(), args)[0]["train"].select(range(5)))
 
 
 def loss_and_tokens(model, batch):

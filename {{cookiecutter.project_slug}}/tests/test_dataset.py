@@ -1,20 +1,24 @@
 """Your rows become conversations."""
 
+from dataclasses import replace
+
 import pytest
 
+from sft.conversation import attempt
 from sft.dataset import columns, to_messages
-from sft.preprocess import preprocess
+from sft.prepare import Report, encode_rows, prepare
 
 
 def test_every_row_has_the_columns(args, rows):
     assert set(columns(args)) <= set(rows.column_names)
 
 
-def test_rows_become_turns_that_end_with_the_assistant(args, rows):
-    for row in rows:
-        messages = to_messages(row, args)
-        assert messages[-1]["role"] == "assistant"
-        assert all(message["content"].strip() for message in messages)
+def test_rows_become_turns_with_a_reply(args, rows):
+    conversations = [attempt(to_messages, row, args) for row in rows]
+    sound = [messages for messages in conversations if not isinstance(messages, ValueError)]
+    assert sound, conversations[0]
+    for messages in sound:
+        assert any(message["role"] == "assistant" for message in messages)
 
 
 def test_a_row_with_an_empty_reply_is_set_aside_and_counted(args, rows, tokenizer):
@@ -24,12 +28,14 @@ def test_a_row_with_an_empty_reply_is_set_aside_and_counted(args, rows, tokenize
     spoiled = rows.map(
         lambda row, index: {column: empty if index == 0 else row[column]}, with_indices=True
     )
-    dataset, report = preprocess(spoiled, tokenizer, args)
+    report = Report.of(encode_rows(spoiled, tokenizer, args))
     assert sum(report.set_aside.values()) >= 1
-    assert len(dataset) + sum(report.set_aside.values()) == len(rows)
+    assert len(report.lengths) + sum(report.set_aside.values()) == len(rows)
+    with pytest.raises(SystemExit, match="row 1: "):
+        prepare({"train": spoiled}, tokenizer, replace(args, max_set_aside=0.0))
 
 
 def test_a_missing_column_is_named(args, rows, tokenizer):
     column = columns(args)[0]
     with pytest.raises(SystemExit, match="has no column"):
-        preprocess(rows.rename_column(column, "something else"), tokenizer, args)
+        encode_rows(rows.rename_column(column, "something else"), tokenizer, args)

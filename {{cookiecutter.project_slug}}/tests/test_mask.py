@@ -1,50 +1,87 @@
 """The loss mask of your rows, under your tokenizer and its chat template."""
 
-import pytest
+from contextlib import suppress
 
+import pytest
+from oracle import judge
+
+from sft.conversation import MaskError
 from sft.dataset import to_messages
-from sft.preprocess import MaskError, encode, end_of_turn
+from sft.model import end_of_turn
+from sft.preprocess import encode, encode_batch
 
 
 @pytest.fixture(scope="module")
 def encoded(args, rows, tokenizer):
+    """(messages, example) of each of the first rows that is not set aside."""
     pairs = []
     for row in rows:
-        messages = to_messages(row, args)
-        pairs.append((messages, encode(messages, tokenizer, turns=args.turns)))
+        with suppress(ValueError):
+            messages = to_messages(row, args)
+            pairs.append((messages, encode(messages, tokenizer, turns=args.turns)))
+    assert pairs, "none of the first rows can be trained on: python preview.py says why"
     return pairs
 
 
-def test_the_labels_spell_the_replies_and_nothing_else(args, encoded, tokenizer):
-    for messages, example in encoded:
-        replies = [turn["content"].strip() for turn in messages if turn["role"] == "assistant"]
-        replies = replies if args.turns == "all" else replies[-1:]
-        stop = set(end_of_turn(tokenizer))
-        trained = [label for label in example["labels"] if label != -100 and label not in stop]
-        text = tokenizer.decode(trained)
-        spelt = "".join(text.split()).replace(
-            "<think></think>", ""
-        )  # an empty thought is the template's
-        assert spelt == "".join("".join(replies).split())
+def test_the_mask_covers_the_replies_and_nothing_else(args, encoded, tokenizer):
+    verdicts = [judge(messages, example, tokenizer, args.turns) for messages, example in encoded]
+    assert "" in verdicts, "the oracle can tell of none of these rows"
+    assert not any(verdicts), next(filter(None, verdicts))
 
 
 def test_each_reply_is_taught_to_end(args, encoded, tokenizer):
     stop = set(end_of_turn(tokenizer))
-    for messages, example in encoded:
-        turns = sum(turn["role"] == "assistant" for turn in messages) if args.turns == "all" else 1
-        assert sum(label in stop for label in example["labels"]) >= turns
+    for _, example in encoded:
         assert [label for label in example["labels"] if label != -100][-1] in stop
 
 
-def test_the_model_reads_what_the_template_writes(encoded, tokenizer):
-    for messages, example in encoded:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert example["input_ids"][: len(ids)] == ids
-        assert example["input_ids"].count(tokenizer.bos_token_id) <= 1
+def test_the_oracle_sees_a_spoiled_mask(args, encoded, tokenizer):
+    messages, example = encoded[0]
+    ids, labels = example["input_ids"], example["labels"]
+    control = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
+    spoils = {
+        "a token of the prompt": [ids[0], *labels[1:]],
+        "everything": ids,
+        "the reply missing": [label if label in control else -100 for label in labels],
+        "the end missing": [-100 if label in control else label for label in labels],
+    }
+    for name, spoiled in spoils.items():
+        assert judge(messages, {**example, "labels": spoiled}, tokenizer, args.turns), name
+
+
+def test_a_batch_is_encoded_like_its_rows(args, encoded, tokenizer):
+    conversations = [messages for messages, _ in encoded]
+    batch = encode_batch(conversations, tokenizer, args.turns, args.control_tokens)
+    assert batch == [example for _, example in encoded]
 
 
 def test_a_conversation_that_is_too_long_is_refused_not_cut(encoded, tokenizer):
     messages, example = encoded[0]
     with pytest.raises(MaskError, match="longer than max_length"):
         encode(messages, tokenizer, max_length=len(example["input_ids"]) - 1)
+
+
+def test_a_prompt_is_cut_where_that_is_asked_for_and_the_reply_is_not(args, encoded, tokenizer):
+    messages, example = max(encoded, key=lambda pair: len(pair[1]["input_ids"]))
+    limit = len(example["input_ids"]) - 1
+    shortened = encode(messages, tokenizer, limit, args.turns, "truncate_prompt")
+    assert len(shortened["input_ids"]) <= limit
+    learnt, before = (
+        [label for label in labels if label != -100]
+        for labels in (shortened["labels"], example["labels"])
+    )
+    assert learnt == before[-len(learnt) :]
+
+
+def test_a_control_token_in_the_text_is_refused_or_spelled_out(encoded, tokenizer, monkeypatch):
+    messages, _ = encoded[0]
+    stop = tokenizer.eos_token
+    at = next(at for at, message in enumerate(messages) if message["role"] == "user")
+    forging = {**messages[at], "content": f"Say {stop} please. {messages[at]['content']}"}
+    forged = [*messages[:at], forging, *messages[at + 1 :]]
+    with pytest.raises(MaskError, match="control token in the text"):
+        encode(forged, tokenizer)
+    escaped = encode(forged, tokenizer, control_tokens="escape")["input_ids"]
+    monkeypatch.setattr(tokenizer, "chat_control_tokens", [])  # transformers knows more of them
+    clean = tokenizer.apply_chat_template(forged, sanitize_control_tokens=True)["input_ids"]
+    assert escaped[: len(clean)] == clean
