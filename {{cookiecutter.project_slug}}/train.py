@@ -14,7 +14,7 @@ import chat
 from sft.adapter import add_adapter
 from sft.collator import get_collator
 from sft.config import load_config, say
-from sft.model import end_of_turn, load_model, load_tokenizer, stop_at
+from sft.model import load_model, load_tokenizer, stop_at, stop_tokens
 from sft.prepare import prepare
 from sft.report import plot_loss, show_rows, show_summary, summarize
 from sft.rows import load_rows
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> Path:
     say(f"7. Save to {final}")
     trainer.save_model(final)  # the adapter or the model, and the tokenizer with its chat template
     if trainer.is_world_process_zero():
-        stop_at(model, end_of_turn(tokenizer)).save_pretrained(final)
+        stop_at(model, stop_tokens(tokenizer)).save_pretrained(final)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
         show_summary(summarize(trainer, args, reports, result.metrics, metrics), final.parent)
     trainer.close()

@@ -64,7 +64,7 @@ def render(tokenizer: Tokenizer, messages: list[dict], **kwargs) -> str:
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
 
 
-def check_nothing_dropped(messages: list[dict], text: str) -> None:
+def check_text(text: str, messages: list[dict]) -> None:
     """Templates pass over what they do not know, a system message for one.
 
     Raises:

@@ -56,7 +56,7 @@ def load_whole(path: str, args) -> PreTrainedModel:
     return _load(path, args, dtype="auto")
 
 
-def end_of_turn(tokenizer: Tokenizer) -> list[int]:
+def stop_tokens(tokenizer: Tokenizer) -> list[int]:
     """The control tokens that the model learns to end its turns with, the last turn's first."""
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}] * 2
     labels = encode(chat, tokenizer)["labels"]

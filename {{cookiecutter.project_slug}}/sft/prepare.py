@@ -8,7 +8,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft import control_tokens, conversation, preprocess
+from sft import control_tokens, conversation, end_of_turn, preprocess
 from sft.conversation import attempt
 from sft.dataset import columns, to_messages
 from sft.preprocess import encode, encode_batch
@@ -152,7 +152,13 @@ def _refuse_too_many(split: str, report: Report, args) -> None:
 
 
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
-    modules = (preprocess, conversation, control_tokens, inspect.getmodule(to_messages))
+    modules = (
+        preprocess,
+        conversation,
+        control_tokens,
+        end_of_turn,
+        inspect.getmodule(to_messages),
+    )
     code = [inspect.getsource(module) for module in modules]
     vocabulary = tokenizer.backend_tokenizer.to_str()
     return Hasher.hash([rows._fingerprint, vocabulary, tokenizer.chat_template, vars(args), code])

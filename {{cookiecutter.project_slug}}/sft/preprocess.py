@@ -1,14 +1,11 @@
 """Conversations to `input_ids` and `labels`: the loss mask.
 
 The model is to learn the assistant's replies and where they end, nothing else: a label is the token
-itself where it is learnt, and -100 where the loss passes over it. Where a reply begins and ends is
-the chat template's secret, so we ask the template:
-
-1. `find_replies` renders the conversation, and `locate` renders it again with a reply swapped for a
-   marker. What stands left and right of the marker is the template's own text; what is left over in
-   the real text is the reply.
-2. `encode_batch` tokenizes the real text, once.
-3. `label` carries the replies over from characters to tokens by the tokenizer's offsets.
+itself where it is learnt, and -100 where the loss passes over it. Where a reply stands is the chat
+template's secret, so we ask the template. `locate` renders the conversation again with the reply
+swapped for a marker: what stands left and right of the marker is the template's own text, what is
+left over in the real text is the reply. The real text is tokenized once, and the tokenizer's
+offsets carry the reply from characters to tokens.
 
 Where any of this does not hold, a `MaskError` says why: there is a mask that is right, or none.
 """
@@ -18,16 +15,9 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.control_tokens import ControlTokens
-from sft.conversation import (
-    MaskError,
-    attempt,
-    check,
-    check_nothing_dropped,
-    render,
-    shorten,
-    thinking,
-)
+from sft.control_tokens import ControlTokens, hide_forged, tokenize_escaped
+from sft.conversation import MaskError, attempt, check, check_text, render, shorten, thinking
+from sft.end_of_turn import end_of_earlier, end_of_last
 
 MARK = "\u2060reply\u2060"  # word joiners: a template that trims the reply leaves the marker whole
 
@@ -88,24 +78,22 @@ class Rendering(NamedTuple):
     forged: list[tuple[int, int]]  # of a row's own words that look like control tokens
 
 
-def find_replies(
-    messages: list[dict], control: ControlTokens, turns: str, policy: str
-) -> Rendering:
+def find_replies(messages, control: ControlTokens, turns: str, policy: str) -> Rendering:
     """Render a conversation and find the replies to train on, each with its end of turn."""
     messages, trained = check(messages, turns)
-    text = render(control.tokenizer, messages)
-    check_nothing_dropped(messages, text)
-    forged = control.forged(messages, text, policy)
+    real = render(control.tokenizer, messages)
+    check_text(real, messages)
+    messages, text, forged = hide_forged(messages, real, control, policy)
     replies, last = [], None
     for at in reversed(trained):
         start, end = locate(messages, at, text, control.tokenizer)
         if last is None:
-            last = control.last_end(messages, text, start, end)
-            stop = end + len(last) if last else len(text)  # only white space is left
+            last = end_of_last(messages, text, start, end, control)
+            stop = end + len(last) if last else len(text)  # but for white space, that is the end
         else:
-            stop = end + len(control.earlier_end(text, end, last, messages[at + 1]))
+            stop = end + len(end_of_earlier(messages[at + 1], text, end, last, control))
         replies.append((start, stop))
-    return Rendering(text, replies, bool(last), forged)
+    return Rendering(real, replies, bool(last), forged)
 
 
 def locate(messages: list[dict], at: int, text: str, tokenizer: Tokenizer) -> tuple[int, int]:
@@ -124,25 +112,27 @@ def locate(messages: list[dict], at: int, text: str, tokenizer: Tokenizer) -> tu
 
     # what inference supplies is not to be learnt; what it does not supply is, such as the empty
     # thought that a template writes before an answer without one
+    dropped = MaskError(
+        "the chat template drops the thinking", f"{where}, or does not prompt for it"
+    )
     opens = at and messages[at - 1]["role"] != "assistant"
     prompt = render(tokenizer, messages[:at], add_generation_prompt=True) if opens else ""
     shared = len(commonprefix([prompt, text]))
-    whole = len(text[:end].rstrip()) - len(content.strip())
     if prompt and shared == len(prompt) <= start:
         start = shared
-    elif tag and whole >= shared and text.startswith(content.strip(), whole):
-        start = whole
-    for thought in thinking(messages[at]):
-        if thought not in text[start:end]:
-            why = "its generation prompt rules it out" if thought in text else "it is left out"
-            raise MaskError("the chat template drops the thinking", f"{where}: {why}")
+    elif tag:
+        start = len(text[:end].rstrip()) - len(content.strip())
+        if start < shared or not text.startswith(content.strip(), start):
+            raise dropped
+    if any(thought not in text[start:end] for thought in thinking(messages[at])):
+        raise dropped
     return start, end
 
 
 def label(rendering: Rendering, ids, offsets, control: ControlTokens) -> dict[str, list[int]]:
     """Labels for the tokens of the replies; `offsets` has the (first character, end) of each."""
     if rendering.forged:
-        ids, offsets = control.tokenize(rendering.text, rendering.forged)
+        ids, offsets = tokenize_escaped(rendering.text, rendering.forged, control)
     labels = [-100] * len(ids)
     for start, stop in rendering.replies:
         for position, (left, right) in enumerate(offsets):
@@ -151,7 +141,7 @@ def label(rendering: Rendering, ids, offsets, control: ControlTokens) -> dict[st
             if left < stop and right > start and not across:
                 labels[position] = ids[position]
     if not rendering.is_ended:  # the model would never learn to stop
-        if control.eos_id is None:
+        if control.eos is None:
             raise MaskError("no end-of-turn token", "neither template nor tokenizer has one")
         ids, labels = [*ids, control.eos_id], [*labels, control.eos_id]
     if next(token for token in reversed(labels) if token != -100) not in control.ids:

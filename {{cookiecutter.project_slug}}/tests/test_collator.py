@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sft.collator import get_collator
-from sft.model import end_of_turn
+from sft.model import stop_tokens
 from sft.prepare import prepare
 from sft.smoke import build_tokenizer, build_twin
 
@@ -44,7 +44,7 @@ def test_a_batch_has_the_loss_of_its_examples(examples, twin):
 
 def test_the_end_of_every_reply_is_trained_on(examples):
     tokenizer = build_tokenizer()
-    collator, stop = get_collator(tokenizer), set(end_of_turn(tokenizer))
+    collator, stop = get_collator(tokenizer), set(stop_tokens(tokenizer))
     for example in examples:
         batch = collator([dict(example)])
         targets = batch.get("shift_labels", batch["labels"])
@@ -52,7 +52,7 @@ def test_the_end_of_every_reply_is_trained_on(examples):
         assert sum(target in stop for target in targets.flatten().tolist()) >= wanted
 
 
-def test_the_end_of_turn_is_trained_on_even_where_it_is_the_pad_token(examples):
+def test_the_stop_tokens_is_trained_on_even_where_it_is_the_pad_token(examples):
     tokenizer = build_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     batch = get_collator(tokenizer)([dict(example) for example in examples])

@@ -7,7 +7,7 @@ from oracle import judge
 
 from sft.conversation import MaskError
 from sft.dataset import to_messages
-from sft.model import end_of_turn
+from sft.model import stop_tokens
 from sft.preprocess import encode, encode_batch
 
 
@@ -30,7 +30,7 @@ def test_the_mask_covers_the_replies_and_nothing_else(args, encoded, tokenizer):
 
 
 def test_each_reply_is_taught_to_end(args, encoded, tokenizer):
-    stop = set(end_of_turn(tokenizer))
+    stop = set(stop_tokens(tokenizer))
     for _, example in encoded:
         assert [label for label in example["labels"] if label != -100][-1] in stop
 
