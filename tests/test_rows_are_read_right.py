@@ -161,7 +161,7 @@ def prepare_file(path: str) -> tuple:
 
 def test_where_no_row_is_left_the_run_stops_with_a_sentence(project):
     said, _, _ = in_project(project, prepare_rows, GOOD, "--max_length=3", "--max_set_aside=1")
-    assert "4 of 4" in said and "longer than max_length" in said
+    assert "4 of 4" in said and "none is left" in said and "longer than max_length" in said
 
 
 def test_a_missing_column_is_named_beside_those_there(project):

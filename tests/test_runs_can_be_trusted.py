@@ -188,7 +188,6 @@ WRONG = {
     "a word for a number": (["--max_length=long"], "invalid int value: 'long'"),
     "a model that is not there": (["--base_model_path=./nowhere"], "./nowhere"),
     "no column": (["--prompt_template={question}"], "no column 'question'"),
-    "nothing to train on": (["--max_length=2"], "No row"),
 }
 
 

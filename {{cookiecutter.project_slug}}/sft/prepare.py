@@ -141,10 +141,11 @@ def _refuse_too_many(split: str, report: Report, args) -> None:
     set_aside = sum(report.set_aside.values())
     if set_aside < report.rows and set_aside <= args.max_set_aside * report.rows:
         return
-    lines = [
-        f"{set_aside:,} of {report.rows:,} {split} rows of {args.dataset!r} cannot be trained on, "
-        f"more than max_set_aside = {args.max_set_aside:g}:"
-    ]
+    share = f"more than max_set_aside = {args.max_set_aside:g}"
+    if set_aside == report.rows:
+        share = "and none is left"
+    rows = f"{set_aside:,} of {report.rows:,} {split} rows of {args.dataset!r}"
+    lines = [f"{rows} cannot be trained on, {share}:"]
     for reason, count in report.set_aside.items():
         advice = f" -> {ADVICE[reason]}" if reason in ADVICE else ""
         lines.append(f"  {count:,} {reason} ({report.first[reason]}){advice}")

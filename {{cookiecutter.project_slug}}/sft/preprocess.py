@@ -10,7 +10,6 @@ offsets carry the reply from characters to tokens.
 Where any of this does not hold, a `MaskError` says why: there is a mask that is right, or none.
 """
 
-from os.path import commonprefix
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -112,20 +111,19 @@ def locate(messages: list[dict], at: int, text: str, tokenizer: Tokenizer) -> tu
 
     # what inference supplies is not to be learnt; what it does not supply is, such as the empty
     # thought that a template writes before an answer without one
-    dropped = MaskError(
-        "the chat template drops the thinking", f"{where}, or does not prompt for it"
-    )
     opens = at and messages[at - 1]["role"] != "assistant"
     prompt = render(tokenizer, messages[:at], add_generation_prompt=True) if opens else ""
-    shared = len(commonprefix([prompt, text]))
-    if prompt and shared == len(prompt) <= start:
-        start = shared
+    fits = not tag  # a thought has to be learnt as it stands
+    if prompt and text.startswith(prompt) and len(prompt) <= start:
+        start, fits = len(prompt), True
     elif tag:
         start = len(text[:end].rstrip()) - len(content.strip())
-        if start < shared or not text.startswith(content.strip(), start):
-            raise dropped
-    if any(thought not in text[start:end] for thought in thinking(messages[at])):
-        raise dropped
+        supplied = len(prompt) > start and text.startswith(prompt[: start + 1])
+        fits = text.startswith(content.strip(), start) and not supplied
+    if not fits or any(part not in text[start:end] for part in thinking(messages[at])):
+        raise MaskError(
+            "the chat template drops the thinking", f"{where}, or does not prompt for it"
+        )
     return start, end
 
 
