@@ -169,24 +169,25 @@ def test_a_missing_column_is_named_beside_those_there(project):
     assert "'dialogue'" in said and "text, summary" in said
 
 
-def test_rows_are_held_out_where_there_are_no_others_to_evaluate(project):
-    trained, evaluated = in_project(project, held_out)
-    assert len(trained) == 15 and len(evaluated) == 5
-    assert sorted(trained + evaluated) == list(range(1, 21))
+def test_usable_rows_are_held_out_where_there_are_no_others_to_evaluate(project):
+    trained, evaluated, again = in_project(project, held_out)
+    assert trained == (15 + 6, 15) and evaluated == (5, 5) == again
 
 
 def held_out() -> tuple:
     from datasets import Dataset
 
-    from sft import prepare
     from sft.config import project_arguments
+    from sft.prepare import prepare
     from sft.smoke import build_tokenizer
 
-    kept = {}
-    prepare._used = lambda encoded: kept.setdefault(len(encoded), encoded["row"][:])
-    args = project_arguments(["--test_size=0.25"])
-    prepare.prepare({"train": Dataset.from_list(GOOD * 5)}, build_tokenizer(), args)
-    return tuple(kept.values())
+    args = project_arguments(["--max_length=500", "--test_size=0.25", "--max_set_aside=1"])
+    rows = {"train": Dataset.from_list(GOOD * 5 + BAD, on_mixed_types="use_json")}
+    datasets, reports = prepare(rows, build_tokenizer(), args)
+    again, _ = prepare(rows, build_tokenizer(), args)
+    assert again["train"].to_list() == datasets["train"].to_list()
+    train, evaluation = ((reports[s].rows, len(datasets[s])) for s in ("train", "evaluation"))
+    return train, evaluation, (len(again["evaluation"]), len(again["evaluation"]))
 
 
 SHAREGPT = {

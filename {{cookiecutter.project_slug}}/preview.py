@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sft.config import load_config, say
 from sft.model import load_tokenizer
-from sft.prepare import Report, encode_rows
+from sft.prepare import Report, encode_rows, usable
 from sft.preview import page, show, show_refused
 from sft.report import show_rows
 from sft.rows import load_rows
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> Path:
     report = Report.of(encoded)
     show_rows({"all rows": report})
 
-    used = [index for index, reason in enumerate(encoded["reason"]) if not reason]
+    used = usable(encoded)
     by_length = sorted(range(len(used)), key=lambda number: -report.lengths[number])
     refused = [index for index, reason in enumerate(encoded["reason"]) if reason][:REFUSED]
     shown = {f"row {index + 1}": encoded[index] for index in used[:FIRST]}

@@ -1,6 +1,7 @@
 """Rows to examples: encoded in batches, cached, and what cannot be trained on set aside."""
 
 import inspect
+import random
 from collections import Counter
 from dataclasses import dataclass
 
@@ -67,16 +68,34 @@ def prepare(
         SystemExit: a column is missing, no row is left, or more than `max_set_aside` are set aside.
     """
     encoded = {split: encode_rows(these, tokenizer, args) for split, these in rows.items()}
-    train = encoded["train"]
-    if "evaluation" not in encoded and args.test_size and len(train) > 1:
-        # at least one row on each side, and the same rows whenever the run is started again
-        held_out = min(max(1, round(args.test_size * len(train))), len(train) - 1)
-        halves = train.train_test_split(test_size=held_out, seed=0)
-        encoded = {"train": halves["train"], "evaluation": halves["test"]}
+    for split, these in encoded.items():
+        _refuse_too_many(split, Report.of(these), args)
+    if "evaluation" not in encoded and args.test_size:
+        encoded = _hold_out(encoded["train"], args.test_size)
     reports = {split: Report.of(these) for split, these in encoded.items()}
-    for split, report in reports.items():
-        _refuse_too_many(split, report, args)
-    return {split: _used(these) for split, these in encoded.items()}, reports
+    examples = {
+        split: these.select(usable(these)).select_columns(["input_ids", "labels"])
+        for split, these in encoded.items()
+    }
+    return examples, reports
+
+
+def usable(encoded: Dataset) -> list[int]:
+    """The positions of the rows that can be trained on."""
+    return [position for position, reason in enumerate(encoded["reason"]) if not reason]
+
+
+def _hold_out(encoded: Dataset, test_size: float) -> dict[str, Dataset]:
+    """A share of the usable rows, the same ones whenever the run is started again."""
+    used = usable(encoded)
+    if len(used) < 2:
+        return {"train": encoded}
+    count = min(max(1, round(test_size * len(used))), len(used) - 1)
+    held_out = set(random.Random(0).sample(used, count))
+    return {
+        "train": encoded.select([at for at in range(len(encoded)) if at not in held_out]),
+        "evaluation": encoded.select(sorted(held_out)),
+    }
 
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
@@ -130,11 +149,6 @@ def _encode_batch(batch: dict, indices: list[int], tokenizer: Tokenizer, args) -
             example["shortened"] = too_long
         examples.append(example)
     return {name: [example[name] for example in examples] for name in FEATURES}
-
-
-def _used(encoded: Dataset) -> Dataset:
-    used = [index for index, reason in enumerate(encoded["reason"]) if not reason]
-    return encoded.select(used).select_columns(["input_ids", "labels"])
 
 
 def _refuse_too_many(split: str, report: Report, args) -> None:
