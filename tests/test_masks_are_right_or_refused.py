@@ -299,7 +299,7 @@ def with_swallowing_tokens() -> list[str]:
         [AddedToken(name, rstrip=True, special=True) for name in names],
         "</s>",
     )
-    example = encode(TWO_TURNS, tokenizer)
+    example = encode([*TWO_TURNS[:4], *chat("assistant:   Me")], tokenizer)
     runs = groupby(example["labels"], key=lambda label: label != -100)
     return [tokenizer.decode(list(run)).strip() for learnt, run in runs if learnt]
 
