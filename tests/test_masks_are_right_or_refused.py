@@ -146,6 +146,16 @@ def with_options(template: str, messages: list, how: dict, eos: str | None = "</
 THOUGHT = "<think>\nHm.\n</think>\n\nMe"
 
 
+def test_a_reply_of_weight_0_is_read_but_not_learnt(project):
+    first = [*TWO_TURNS[:2], {**TWO_TURNS[2], "weight": 0}, *TWO_TURNS[3:]]
+    last = [*TWO_TURNS[:4], {**TWO_TURNS[4], "weight": 0}]
+    control = [CHATML, CONTROL, "</s>"]
+    assert in_project(project, trained, *control, first) == ["Me<|im_end|>"]
+    assert in_project(project, trained, *control, last) == ["Hello<|im_end|>"]
+    none = [{**message, "weight": 0} for message in TWO_TURNS]
+    assert "no assistant turn" in in_project(project, trained, *control, none)
+
+
 def test_thinking_is_trained_on_where_the_template_keeps_it(project):
     inline = chat("user: Who?", f"assistant: {THOUGHT}")
     beside = [*inline[:1], {"role": "assistant", "content": "Me", "reasoning_content": "Hm."}]

@@ -67,6 +67,7 @@ BROKEN = {
     "CSV not UTF-8": ("csv", "dialogue,summary\nd,é\n".encode("latin-1"), 2),
     "CSV cut off": ("csv", b'dialogue,summary\nd,s\nd,"s', 3),
     "unquoted comma": ("csv", b"dialogue,summary\nd,s,t\n", 2),
+    "unquoted comma later": ("csv", b"dialogue,summary\nd,s\nd,s,t\n", 3),
 }
 
 
@@ -124,7 +125,7 @@ def test_rows_that_cannot_be_trained_on_are_counted_by_reason(project):
         "longer than max_length": 1,
         "empty reply": 1,
         "empty prompt": 1,
-        "column 'dialogue' is NoneType, not text": 2,
+        "column 'dialogue' is null, not text": 2,
         "control token in the text": 1,
     }
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from sft.config import load_config, say
 from sft.model import load_tokenizer
 from sft.prepare import Report, encode_rows, usable
-from sft.preview import page, show, show_refused
+from sft.preview import legend, page, show, show_refused
 from sft.report import show_rows
 from sft.rows import load_rows
 from sft.smoke import smoke_arguments
 
-FIRST, LONGEST, REFUSED = 5, 2, 20  # how many rows are shown
+FIRST, LONGEST, REFUSED = 5, 2, 5  # how many rows are shown; of those refused, for each reason
 
 
 def main(argv: list[str]) -> Path:
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> Path:
     if "--help" in argv or "-h" in argv:
         raise SystemExit(__doc__)
     if "--smoke" in argv:
-        argv = smoke_arguments([word for word in argv if word != "--smoke"])
+        words = [word for word in argv if word != "--smoke"]
+        argv = smoke_arguments(words, Path("outputs/smoke_preview"))
     args, training_args = load_config(argv)
     rows = load_rows(args)["train"]
     tokenizer = load_tokenizer(args.base_model_path, args.revision)
@@ -36,14 +37,20 @@ def main(argv: list[str]) -> Path:
 
     used = usable(encoded)
     by_length = sorted(range(len(used)), key=lambda number: -report.lengths[number])
-    refused = [index for index, reason in enumerate(encoded["reason"]) if reason][:REFUSED]
-    shown = {f"row {index + 1}": encoded[index] for index in used[:FIRST]}
+    titles = {index: f"row {index + 1}" for index in used[:FIRST]}
     for number in by_length[:LONGEST]:
-        shown.setdefault(f"row {used[number] + 1}, among the longest", encoded[used[number]])
+        titles[used[number]] = f"row {used[number] + 1}, among the longest"
+    shown = {title: encoded[index] for index, title in titles.items()}
     for title, example in shown.items():
         show(title, example["input_ids"], example["labels"], tokenizer)
+    legend()
+    of_each = {reason: [] for reason in report.set_aside}
+    for index, reason in enumerate(encoded["reason"]):
+        if reason:
+            of_each[reason.partition(": ")[0]].append(index)
+    refused = [index for rows_of_one in of_each.values() for index in rows_of_one[:REFUSED]]
     refusals = [(index + 1, encoded[index]["reason"], rows[index]) for index in refused]
-    show_refused(refusals)
+    show_refused(refusals, sum(report.set_aside.values()))
 
     path = Path(training_args.output_dir) / "preview.html"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,8 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     """
     for column in columns(args):
         if not isinstance(row[column], str):
-            raise ValueError(f"column {column!r} is {type(row[column]).__name__}, not text")
+            kind = "null" if row[column] is None else type(row[column]).__name__
+            raise ValueError(f"column {column!r} is {kind}, not text")
     prompt = "".join(
         literal + (row[column] if column is not None else "")
         for literal, column, _, _ in Formatter().parse(args.prompt_template)

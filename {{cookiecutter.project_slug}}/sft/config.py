@@ -80,7 +80,9 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
 def project_arguments(argv: list[str]) -> ProjectArguments:
     """Our own values alone: `TrainingArguments` would already claim the device."""
     os.chdir(ROOT)
-    return _parse((ProjectArguments,), [*_words_of_config_yaml(), *argv])[0]
+    words = [*_words_of_config_yaml(), *argv]
+    _refuse_unknown_keys(words)
+    return _parse((ProjectArguments,), words)[0]
 
 
 def _parse(types: tuple, words: list[str]) -> tuple:
@@ -101,8 +103,9 @@ def _refuse_unknown_keys(words: list[str]) -> None:
     for word in words:
         key = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise SystemExit(f"There is no key {key!r}; the nearest is {near!r} (see config.yaml).")
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
 
 
 def _words_of_config_yaml() -> list[str]:

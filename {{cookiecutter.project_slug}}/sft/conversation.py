@@ -22,7 +22,7 @@ def attempt(function, *args):
 
 
 def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
-    """The conversation through its last reply, and the positions of the replies to train on.
+    """The conversation through its last reply to train on, and the positions of all of these.
 
     Raises:
         MaskError: a message without known role or text, a reply that calls tools, or no reply.
@@ -34,14 +34,19 @@ def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
             detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
             raise MaskError("unknown role", detail)
         if not isinstance(content, str) and not calls:
-            kind = type(content).__name__
+            kind = "null" if content is None else type(content).__name__
             raise MaskError("content that is not text", f"message {number} holds {kind}")
         if not (content or "").strip() and not calls:
             kind = "empty reply" if role == "assistant" else "empty message"
             raise MaskError(kind, f"message {number}")
-    replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    replies = [
+        at
+        for at, message in enumerate(messages)
+        # a weight of 0 is how OpenAI's files say: read this turn, do not learn it
+        if message["role"] == "assistant" and message.get("weight") != 0
+    ]
     if not replies:
-        raise MaskError("no assistant turn")
+        raise MaskError("no assistant turn to train on")
     trained = replies if turns == "all" else replies[-1:]
     for at in trained:
         if messages[at].get("tool_calls"):

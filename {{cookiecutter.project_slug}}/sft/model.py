@@ -98,5 +98,6 @@ def _one_sentence(path: str):
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(
             f"base_model_path {path!r} cannot be loaded: {str(error).strip().splitlines()[0]} "
-            "(a gated model wants its licence accepted on the Hub, then `hf auth login`)"
+            "(offline, --smoke needs no download; a gated model wants its licence accepted "
+            "on the Hub, then `hf auth login`)"
         ) from None

@@ -108,7 +108,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
     if missing:
         raise SystemExit(
             f"dataset {args.dataset!r} has no column {missing[0]!r}; "
-            f"it has {', '.join(rows.column_names)}."
+            f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
         )
     return rows.map(
         _encode_batch,
@@ -163,7 +163,7 @@ def _refuse_too_many(split: str, report: Report, args) -> None:
     for reason, count in report.set_aside.items():
         advice = f" -> {ADVICE[reason]}" if reason in ADVICE else ""
         lines.append(f"  {count:,} {reason} ({report.first[reason]}){advice}")
-    raise SystemExit("\n".join([*lines, "python preview.py shows them."]))
+    raise SystemExit("\n".join([*lines, "python preview.py, with the same options, shows them."]))
 
 
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:

@@ -69,12 +69,15 @@ def legend(padding: bool = False) -> None:
     Console(stderr=True).print(text)
 
 
-def show_refused(refusals: list[tuple[int, str, dict]]) -> None:
-    """List rows that are set aside: their number, the reason, the start of what they hold."""
+def show_refused(refusals: list[tuple[int, str, dict]], count: int) -> None:
+    """List some of the `count` rows that are set aside, and why."""
     console = Console(stderr=True)
     for number, reason, row in refusals:
         console.print(Text.assemble(("row ", "red"), (str(number), "red"), f" set aside: {reason}"))
-        console.print(Text("    " + _raw(row)[:160], "bright_black"))
+        for column, value in row.items():
+            console.print(Text(f"    {column}: {_raw(value)[:90]}", "bright_black"))
+    if count > len(refusals):
+        console.print(f"... and {count - len(refusals):,} more")
 
 
 def page(args, report: Report, shown: dict, refusals: list, tokenizer: Tokenizer) -> str:
@@ -97,6 +100,7 @@ def page(args, report: Report, shown: dict, refusals: list, tokenizer: Tokenizer
         trained=histogram(report.trained, "trained tokens a row"),
         examples="".join(_example(title, example, tokenizer) for title, example in shown.items()),
         reasons="".join(f"<li>{n:,} {escape(reason)}" for reason, n in counts) or "<li>none",
+        some=f"<p>The first {len(refusals)}:</p>" if set_aside > len(refusals) else "",
         refusals="".join(
             f"<h3>row {number}: {escape(reason)}</h3><pre>{escape(_raw(row))}</pre>"
             for number, reason, row in refusals
@@ -153,5 +157,5 @@ def _token(piece: Piece) -> str:
     return f'<i{kind} data-is="{ids} {escape(visible)} {state}">{text}</i>'
 
 
-def _raw(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False, default=str)
+def _raw(value) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -64,7 +64,7 @@ def summarize(
     summary = {
         "rows_used": len(report.lengths),
         "rows_set_aside": sum(report.set_aside.values()),
-        "trained_tokens": round(state.epoch * sum(report.trained)),
+        "trained_tokens_seen": round(state.epoch * sum(report.trained)),
         "steps": state.global_step,
         "seconds": seconds,
         "tokens_per_second": passes * sum(report.lengths) / seconds,

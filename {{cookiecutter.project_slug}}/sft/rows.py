@@ -4,9 +4,12 @@ import csv
 import json
 from pathlib import Path
 
+import datasets
 import pandas
 from datasets import Dataset, Features, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError
+
+datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong with a file, we say
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -123,8 +126,12 @@ def _first_fault(file: Path) -> tuple[int, str]:
         if file.suffix == ".csv":
             with file.open(encoding="utf-8", newline="") as lines:
                 reader = csv.reader(lines, strict=True)
-                for _ in reader:
+                names = next(reader, [])
+                for row in reader:
                     line = reader.line_num
+                    if len(row) > len(names):
+                        why = f"has {len(row)} values for {len(names)} columns"
+                        return line, f"{why} (quote texts with commas)"
             return 0, ""
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".json":

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from sft.config import ROOT, project_arguments
+from sft.config import ROOT, project_arguments, say
 from sft.rows import is_local
 
 SAMPLE = ROOT / "data" / "sample.jsonl"
@@ -31,10 +31,13 @@ TINY = {
 }
 
 
-def smoke_arguments(argv: list[str]) -> list[str]:
+def smoke_arguments(argv: list[str], output_dir: Path = Path("outputs/smoke")) -> list[str]:
     """Build the twin and return the command line that trains it, offline and on the CPU."""
     args = project_arguments(argv)
-    output_dir = Path("outputs") / "smoke"
+    say(
+        "Smoke: a tiny twin with a tokenizer and a chat template of its own, up to 64 rows, and "
+        "8 x max_length, for its tokens are shorter."
+    )
     with PartialState(cpu=True).main_process_first():
         if PartialState().is_main_process:
             shutil.rmtree(ROOT / output_dir, ignore_errors=True)
