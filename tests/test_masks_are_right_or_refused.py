@@ -122,6 +122,20 @@ FAMILIES = {
         CHATML.replace("<|im_end|>\n{% endfor", "<|im_end|></s>\n{% endfor"),
         ["Hello<|im_end|></s>", "Me<|im_end|></s>"],
     ),
+    "two control tokens end a turn": (
+        CHATML.replace("<|im_end|>", "<|end|><|close|>"),
+        ["Hello<|end|><|close|>", "Me<|end|><|close|>"],
+    ),
+    "plain headers, no end": (
+        "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}### assistant:\n{% endif %}",
+        ["Hello", "Me\n\n</s>"],
+    ),
+    "a control token and words for a header, no end": (
+        "{% for m in messages %}<|open|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|open|>assistant\n{% endif %}",
+        ["Hello", "Me\n</s>"],
+    ),
     "BOS in front": ("<s>" + CHATML, ["Hello<|im_end|>", "Me<|im_end|>"]),
 }
 CONTROL = """<s> </s> <|im_start|> <|im_end|> <|system|> <|user|> <|assistant|> <|start|> <|end|>
@@ -228,6 +242,46 @@ REFUSALS = {
         [*TWO_TURNS[:4], {"role": "assistant", "content": "Me", "reasoning": "Hm."}],
         "drops the thinking: message 5",
     ),
+    "text in front of a thought is dropped": (
+        THINKING,
+        chat("user: Hi", "assistant: Well. <think>\nHm.\n</think>\n\nHello"),
+        "drops the thinking: message 2",
+    ),
+    "one of two thoughts is dropped": (
+        THINKING,
+        chat("user: Hi", "assistant: <think>\na\n</think>\n\nb<think>\na\n</think>\n\nb"),
+        "drops the thinking: message 2",
+    ),
+    "words about thoughts are taken for one": (
+        THINKING,
+        chat("user: Hi", "assistant: The tag </think> ends a thought."),
+        "drops the thinking: message 2",
+    ),
+    "a dropped thought whose words are in the answer": (
+        THINKING,
+        chat(
+            "user: Hi",
+            "assistant: <think>\nBlue.\n</think>\n\nIt is Blue.",
+            "user: Who?",
+            "assistant: Me",
+        ),  # fmt: skip
+        "drops the thinking: message 2",
+    ),
+    "a thought under a name that no template knows": (
+        THINKING,
+        [*TWO_TURNS[:4], {"role": "assistant", "content": "Me", "my_thoughts": "Hm."}],
+        "drops the thinking: message 5",
+    ),
+    "a dropped message whose words are in another": (
+        CHATML.replace("messages %}", "messages if m.role != 'system' %}"),
+        chat("system: Summarize", "user: Summarize: abc", "assistant: Me"),
+        "message 1 (role system)",
+    ),
+    "plain words end all turns but the last": (
+        CHATML.replace("<|im_end|>\n", "{{ '### End\n' if not loop.last }}"),
+        TWO_TURNS,
+        "no clear end of turn",
+    ),
     "tools are called": (
         CHATML,
         [*TWO_TURNS[:4], {"role": "assistant", "content": "Me", "tool_calls": [{"name": "f"}]}],
@@ -258,6 +312,48 @@ def test_what_cannot_be_masked_is_refused_with_the_message_and_the_cause(project
     said = in_project(project, with_options, template, messages, {}, eos)
     assert isinstance(said, str), said
     assert sentence in said and "\n" not in said
+
+
+def test_what_tools_answer_may_be_written_as_json(project):
+    template = CHATML.replace("m.content", "m.content | tojson if m.role == 'tool' else m.content")
+    messages = chat("user: Hi", "assistant: a", 'tool: {"it": "é"}', "assistant: Me")
+    learnt = in_project(project, with_options, template, messages, {})
+    assert learnt == ["a<|im_end|>", "Me<|im_end|>"]
+
+
+def test_a_turn_is_forged_by_tool_calls_as_well(project):
+    call = {"name": "f", "arguments": {"x": ["<|im_end|>"]}}
+    messages = [*TWO_TURNS, *chat("user: Again", "assistant: Me")]
+    messages[2] = {**messages[2], "tool_calls": [{"type": "function", "function": call}]}
+    said = in_project(project, with_options, CHATML, messages, {"turns": "last"})
+    assert "message 3 holds <|im_end|>" in said
+
+
+def with_tokens_that_are_not_flagged() -> list:
+    from tokenizers import AddedToken
+
+    from sft.conversation import MaskError
+    from sft.preprocess import encode
+    from sft.smoke import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens([AddedToken(f"<|{role}|>", special=False) for role in ("user", "end")])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|user|>{% endif %}"
+    )
+    said = []
+    for text in ("<|end|>", "<|user|>", "<|im_end|>"):  # the last is EOS
+        try:
+            said.append(encode(chat(f"user: Hi {text}", "assistant: Hello"), tokenizer))
+        except MaskError as error:
+            said.append(str(error))
+    return said
+
+
+def test_a_token_that_the_template_writes_is_a_control_token_flagged_or_not(project):
+    for sentence in in_project(project, with_tokens_that_are_not_flagged):
+        assert "forges a turn" in sentence
 
 
 def spelled_out(messages: list, template: str, end: str) -> tuple:
@@ -352,6 +448,15 @@ def test_the_prompt_is_shortened_from_its_oldest_turn_on(project):
     assert prompt.endswith("four five six<|im_end|>\n<|im_start|>assistant\nMe<|im_end|>\n")
     assert 1 < prompt.count("four") < 30 and learnt == ["Me<|im_end|>"]
     said, _ = in_project(project, fitted, 10, "truncate_prompt", LONG)
+    assert "longer than max_length" in said
+
+
+def test_replies_that_are_not_learnt_are_no_reason_to_keep_a_turn(project):
+    unlearnt = {"role": "assistant", "content": "No.", "weight": 0}
+    messages = [*LONG[1:3], *chat("user: And?"), unlearnt]
+    text, learnt = in_project(project, fitted, 60, "truncate_prompt", messages)
+    assert 1 < text.count("two") < 30 and learnt == ["Hello<|im_end|>"]
+    said, _ = in_project(project, fitted, 60, "keep_start", [*LONG[1:2], unlearnt, *LONG[3:]])
     assert "longer than max_length" in said
 
 

@@ -118,6 +118,27 @@ BAD = [
 ]
 
 
+def ends_with_another_eos() -> list[int]:
+    from datasets import Dataset
+
+    from sft.config import project_arguments
+    from sft.prepare import prepare
+    from sft.smoke import build_tokenizer
+
+    tokenizer, rows = build_tokenizer(), Dataset.from_list(GOOD)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    found = []
+    for tokenizer.eos_token in ("<|endoftext|>", "<|im_end|>"):
+        made, _ = prepare({"train": rows}, tokenizer, project_arguments([]))
+        found.append(made["train"][0]["input_ids"][-1])
+    return found
+
+
+def test_another_end_of_turn_is_not_read_from_the_cache(project):
+    first, second = in_project(project, ends_with_another_eos)
+    assert first != second
+
+
 def test_rows_that_cannot_be_trained_on_are_counted_by_reason(project):
     used, set_aside, _ = in_project(project, prepare_rows, GOOD + BAD, "--max_set_aside=1")
     assert used == len(GOOD)

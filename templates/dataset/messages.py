@@ -42,7 +42,8 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
             turn = {"role": role, "content": turn["value"]}
         if "role" not in turn:
             raise ValueError(f"a turn without role and content: turn {number}")
-        messages.append(turn)
-    if args.system_prompt and messages[0]["role"] not in ("system", "developer"):
+        if turn["role"] != "system" or turn.get("content") != "":  # an empty one is none
+            messages.append(turn)
+    if args.system_prompt and messages and messages[0]["role"] not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": args.system_prompt})
     return messages

@@ -19,7 +19,12 @@ class ControlTokens:
         self.tokenizer = tokenizer
         self.eos, self.eos_id = tokenizer.eos_token, tokenizer.eos_token_id
         self.ids = {*added, self.eos_id}
-        self.special = _any_of(token.content for token in added.values() if token.special)
+        flagged = {token.content for token in added.values() if token.special}
+        # others are not flagged, such as DeepSeek's <｜User｜>, but the template writes them
+        headers = _headers(tokenizer)
+        names = {t.content for t in added.values() if t.content in headers}
+        thoughts = {name for name in names if "think" in name}  # a reply may write these
+        self.special = _any_of({*flagged, *tokenizer.all_special_tokens, *(names - thoughts)})
         self.any = _any_of(token.content for token in added.values())
         self.run = re.compile(rf"(\s*(?:{self.any.pattern}))(?:\s*(?:{self.any.pattern}))*")
 
@@ -55,12 +60,10 @@ def hide_forged(
     """
     hidden = []
     for number, message in enumerate(messages, start=1):
-        words = {k: v for k, v in message.items() if k != "role" and isinstance(v, str)}
-        for found in filter(None, map(control.special.search, words.values())):
-            if policy == "refuse":
-                detail = f"message {number} holds {found[0]}, which forges a turn"
-                raise MaskError("control token in the text", detail)
-        hide = {k: control.special.sub(lambda m: UNUSED * len(m[0]), v) for k, v in words.items()}
+        hide, found = _hide({k: v for k, v in message.items() if k != "role"}, control)
+        if found and policy == "refuse":
+            detail = f"message {number} holds {found[0]}, which forges a turn"
+            raise MaskError("control token in the text", detail)
         hidden.append({**message, **hide})
     if hidden == messages:
         return messages, text, []
@@ -70,6 +73,31 @@ def hide_forged(
     runs = [run.span() for run in re.finditer(f"{UNUSED}+", swapped)]
     forged = [token.span() for run in runs for token in control.special.finditer(text, *run)]
     return hidden, swapped, forged
+
+
+def _hide(words, control: ControlTokens) -> tuple:
+    """Texts, also those inside lists and mappings, with the control tokens hidden; and these."""
+    if isinstance(words, str):
+        found = control.special.findall(words)
+        return control.special.sub(lambda m: UNUSED * len(m[0]), words), found
+    if isinstance(words, dict):
+        parts = [_hide(value, control) for value in words.values()]
+        hidden = dict(zip(words, (part for part, _ in parts), strict=True))
+    elif isinstance(words, list):
+        parts = [_hide(value, control) for value in words]
+        hidden = [part for part, _ in parts]
+    else:
+        return words, []
+    return hidden, [token for _, found in parts for token in found]
+
+
+def _headers(tokenizer: Tokenizer) -> str:
+    """What the template writes around turns."""
+    chat = [{"role": role, "content": UNUSED} for role in ("user", "assistant", "user")]
+    try:
+        return render(tokenizer, chat, add_generation_prompt=True)
+    except MaskError:
+        return ""
 
 
 def tokenize_escaped(

@@ -1,5 +1,8 @@
 """A conversation before it is masked: is it sound, how does it read, what can be left out of it."""
 
+import json
+import re
+
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -39,12 +42,7 @@ def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
         if not (content or "").strip() and not calls:
             kind = "empty reply" if role == "assistant" else "empty message"
             raise MaskError(kind, f"message {number}")
-    replies = [
-        at
-        for at, message in enumerate(messages)
-        # a weight of 0 is how OpenAI's files say: read this turn, do not learn it
-        if message["role"] == "assistant" and message.get("weight") != 0
-    ]
+    replies = _replies(messages)
     if not replies:
         raise MaskError("no assistant turn to train on")
     trained = replies if turns == "all" else replies[-1:]
@@ -55,6 +53,12 @@ def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
         if not messages[at]["content"].rpartition("</think>")[2].strip():  # a thought is no reply
             raise MaskError("empty reply", f"message {at + 1}")
     return messages[: replies[-1] + 1], trained
+
+
+def _replies(messages: list[dict]) -> list[int]:
+    """The positions of those to learn; OpenAI's files mark what is only read by a weight of 0."""
+    learnt = (m["role"] == "assistant" and m.get("weight") != 0 for m in messages)
+    return [at for at, is_learnt in enumerate(learnt) if is_learnt]
 
 
 def render(tokenizer: Tokenizer, messages: list[dict], **kwargs) -> str:
@@ -69,24 +73,39 @@ def render(tokenizer: Tokenizer, messages: list[dict], **kwargs) -> str:
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
 
 
-def check_text(text: str, messages: list[dict]) -> None:
+def check_text(text: str, messages: list[dict], tokenizer: Tokenizer, mark: str) -> None:
     """Templates pass over what they do not know, a system message for one.
 
+    Args:
+        text: what the template wrote.
+        mark: a text that no message holds.
+
     Raises:
-        MaskError: what a message says is not in the text that the template wrote.
+        MaskError: what a message says is not in the text.
     """
-    for number, message in enumerate(messages, start=1):
-        if message["role"] != "assistant" and message["content"].strip() not in text:
-            detail = f"message {number} (role {message['role']}) is not in what it writes"
+    for at, message in enumerate(messages):
+        if message["role"] == "assistant":
+            continue
+        others = [*messages[:at], *messages[at + 1 :]]
+        content, times = message["content"].strip(), text.count(message["content"].strip())
+        if times > 1 or any(content in (other["content"] or "") for other in others):
+            # it may stand there for another message
+            marked = {**message, "content": mark}
+            times = render(tokenizer, [*messages[:at], marked, *messages[at + 1 :]]).count(mark)
+        elif message["role"] == "tool":  # what tools answer is often written as JSON
+            spelt = (json.dumps(content, ensure_ascii=is_ascii)[1:-1] for is_ascii in (0, 1))
+            times = times or sum(map(text.count, spelt))
+        if not times:
+            detail = f"message {at + 1} (role {message['role']}) is not in what it writes"
             raise MaskError("the chat template drops a message", detail)
 
 
 def thinking(message: dict) -> list[str]:
     """What a reply thinks before it answers: at the start of its content, or beside it."""
     thought = message["content"].rpartition("</think>")[0].rpartition("<think>")[2]
-    names = ("reasoning_content", "thinking", "reasoning")  # those that transformers knows, too
-    beside = next((message[name] for name in names if isinstance(message.get(name), str)), "")
-    return [thought.strip(), beside.strip()]
+    named = (key for key in message if re.search("think|thought|reason", key))
+    beside = [message[key] for key in named if isinstance(message[key], str)]
+    return [part.strip() for part in (thought, *beside)]
 
 
 def shorten(
@@ -103,13 +122,14 @@ def shorten(
             that is left; system messages stay. "keep_start" leaves out the newest turns. "drop"
             leaves out nothing.
     """
+    replies = _replies(messages)
+    messages = messages[: replies[-1] + 1]
     if truncation_mode == "keep_start":
-        replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         return messages[: replies[-2] + 1] if len(replies) > 1 else None
     if truncation_mode == "truncate_prompt":
         first = next(at for at, message in enumerate(messages) if message["role"] not in ROLES[:2])
         for at in range(first + 1, len(messages)):
-            if messages[at]["role"] == "user" and _has_reply(messages[at:]):
+            if messages[at]["role"] == "user":
                 return messages[:first] + messages[at:]
         prompt = messages[first]
         if prompt["role"] == "user" and (
@@ -117,10 +137,6 @@ def shorten(
         ):
             return [*messages[:first], {**prompt, "content": text}, *messages[first + 1 :]]
     return None
-
-
-def _has_reply(messages: list[dict]) -> bool:
-    return any(message["role"] == "assistant" for message in messages)
 
 
 def _without_start(text: str, excess: int, tokenizer: Tokenizer) -> str:

@@ -29,7 +29,7 @@ def end_of_last(
         return closing
     words = control.plain(tail)
     header = any(text[:start].endswith(tail[m.start() :]) for m in control.any.finditer(tail))
-    if not words and not header:
+    if not words and not header and tail.strip() == closing.strip():
         return closing
     # what is the turn's own stands there even where another message follows
     longer = render(control.tokenizer, [*messages, PROBE])
@@ -38,7 +38,7 @@ def end_of_last(
     own = tail[:shared].rstrip()
     if longer.startswith(text[:end]) and not (words and header):
         if not control.plain(own) and own.startswith(closing):
-            return closing
+            return closing if words or header else own
         if control.plain(own) and re.search(f"(?:{control.any.pattern})$", own):
             return own
     raise MaskError("no clear end of turn", f"behind the last reply stands {tail[:40]!r}")
@@ -58,12 +58,14 @@ def end_of_earlier(following: dict, text: str, end: int, last: str, control: Con
     if last and text.startswith(last, end):
         return last
     closing = control.closing(text, end)
-    if not closing or control.is_eos(closing):
+    if control.is_eos(closing) or not closing and following["role"] != "user":
         return closing
-    users = render(control.tokenizer, [PROBE]).partition(UNUSED)[2]
-    if any(known.startswith(closing) and not control.plain(known) for known in (last, users)):
+    header, _, users = render(control.tokenizer, [PROBE]).partition(UNUSED)
+    if closing and any(
+        known.startswith(closing) and not control.plain(known) for known in (last, users)
+    ):
         return closing
-    behind = text[end + len(closing) :].lstrip()
-    if following["role"] == "user" and behind.startswith(following["content"].strip()):
+    between = text[end : text.find(following["content"].strip(), end)].lstrip()
+    if following["role"] == "user" and header.endswith(between):
         return ""  # a header is not for the model to write
-    raise MaskError("no clear end of turn", f"{closing.strip()!r} follows an earlier reply")
+    raise MaskError("no clear end of turn", f"{between[:40]!r} follows an earlier reply")

@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -173,7 +174,9 @@ def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
         control_tokens,
         end_of_turn,
         inspect.getmodule(to_messages),
+        sys.modules[__name__],
     )
     code = [inspect.getsource(module) for module in modules]
     vocabulary = tokenizer.backend_tokenizer.to_str()
-    return Hasher.hash([rows._fingerprint, vocabulary, tokenizer.chat_template, vars(args), code])
+    template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it can name those
+    return Hasher.hash([rows._fingerprint, vocabulary, template, vars(args), code])

@@ -81,7 +81,7 @@ def find_replies(messages, control: ControlTokens, turns: str, policy: str) -> R
     """Render a conversation and find the replies to train on, each with its end of turn."""
     messages, trained = check(messages, turns)
     real = render(control.tokenizer, messages)
-    check_text(real, messages)
+    check_text(real, messages, control.tokenizer, MARK)
     messages, text, forged = hide_forged(messages, real, control, policy)
     replies, last = [], None
     for at in reversed(trained):
@@ -99,12 +99,12 @@ def locate(messages: list[dict], at: int, text: str, tokenizer: Tokenizer) -> tu
     """Where the reply `messages[at]` stands in `text`, from the end of the generation prompt on."""
     where, content = f"message {at + 1}", messages[at]["content"]
     thought, tag, answer = content.rpartition("</think>")  # where templates take it apart
+    is_plain = thought.lstrip().startswith("<think>") and content.count("think>") == 2
     marked = {**messages[at], "content": thought + tag + MARK}
     swapped = render(tokenizer, [*messages[:at], marked, *messages[at + 1 :]])
     before, mark, after = swapped.partition(MARK)
     start, end = len(before), len(text) - len(after)
-    framed = text.startswith(before) and text.endswith(after) and start <= end
-    if not mark or not framed:
+    if not mark or not text.startswith(before) or not text.endswith(after):
         raise MaskError("the chat template depends on the reply", f"{where} cannot be located")
     if text[start:end].strip() != answer.strip():
         raise MaskError("the chat template rewrites the reply", f"{where}: {answer.strip()[:40]!r}")
@@ -113,14 +113,16 @@ def locate(messages: list[dict], at: int, text: str, tokenizer: Tokenizer) -> tu
     # thought that a template writes before an answer without one
     opens = at and messages[at - 1]["role"] != "assistant"
     prompt = render(tokenizer, messages[:at], add_generation_prompt=True) if opens else ""
-    fits = not tag  # a thought has to be learnt as it stands
+    fits = True
     if prompt and text.startswith(prompt) and len(prompt) <= start:
-        start, fits = len(prompt), True
-    elif tag:
+        start = len(prompt)
+    elif tag:  # a thought has to be learnt as it stands
         start = len(text[:end].rstrip()) - len(content.strip())
         supplied = len(prompt) > start and text.startswith(prompt[: start + 1])
         fits = text.startswith(content.strip(), start) and not supplied
-    if not fits or any(part not in text[start:end] for part in thinking(messages[at])):
+    fits &= not tag or is_plain or content.strip() in text[start:end]
+    written = text[start:end].rstrip().removesuffix(answer.strip())
+    if not fits or any(part not in written for part in thinking(messages[at])):
         raise MaskError(
             "the chat template drops the thinking", f"{where}, or does not prompt for it"
         )
