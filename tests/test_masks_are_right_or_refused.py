@@ -136,6 +136,19 @@ FAMILIES = {
         "{% if add_generation_prompt %}<|open|>assistant\n{% endif %}",
         ["Hello", "Me\n</s>"],
     ),
+    "the generation prompt has another header": (
+        CHATML.replace("assistant\n{% endif %}", "ai\n{% endif %}"),
+        ["Hello<|im_end|>", "Me<|im_end|>"],
+    ),
+    "the generation prompt begins the reply": (
+        CHATML.replace("assistant\n{% endif %}", "assistant\nM{% endif %}"),
+        ["Hello<|im_end|>", "Me<|im_end|>"],
+    ),
+    "EOS opens the turns, too": (
+        "{% for m in messages %}</s><|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+        "</s><|assistant|>{{ '\n' }}",
+        ["Hello</s>", "Me</s>"],
+    ),
     "BOS in front": ("<s>" + CHATML, ["Hello<|im_end|>", "Me<|im_end|>"]),
 }
 CONTROL = """<s> </s> <|im_start|> <|im_end|> <|system|> <|user|> <|assistant|> <|start|> <|end|>
@@ -155,6 +168,40 @@ def test_the_last_reply_alone(project):
 
 def with_options(template: str, messages: list, how: dict, eos: str | None = "</s>"):
     return trained(template, CONTROL, eos, messages, **how)
+
+
+def test_a_template_needs_no_eos_where_it_ends_turns_itself(project):
+    learnt = in_project(project, with_options, CHATML, TWO_TURNS, {}, None)
+    assert learnt == ["Hello<|im_end|>", "Me<|im_end|>"]
+
+
+def test_an_earlier_call_of_a_tool_is_read_where_the_last_reply_is_trained_on(project):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    messages = [*chat("user: Who?"), call, *chat("tool: You", "assistant: Me")]
+    assert in_project(project, with_options, CHATML, messages, {"turns": "last"}) == [
+        "Me<|im_end|>"
+    ]
+
+
+def test_white_space_that_the_template_trims_is_no_message_dropped(project):
+    template, _ = FAMILIES["contents are trimmed"]
+    messages = chat("user: Hi ", "assistant: Hello\n")
+    assert in_project(project, with_options, template, messages, {}) == ["Hello<|im_end|>"]
+
+
+def test_a_token_across_the_border_belongs_to_the_reply(project):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ ' a' if m.role == 'assistant' }}{{ m.content }}"
+        "</s>{% endfor %}{% if add_generation_prompt %}<|assistant|> a{% endif %}"
+    )
+    messages = chat("user: Hi", "assistant: nd so")
+    assert in_project(project, with_options, template, messages, {}) == [" and so</s>"]
+
+
+def test_a_reply_without_prompt_is_trained_on_from_its_first_word(project):
+    for turns in (["assistant: Hello"], ["user: Hi", "assistant: Hello", "assistant: Hello"]):
+        learnt = in_project(project, with_options, THINKING, chat(*turns), {})
+        assert learnt == ["Hello<|im_end|>"] * (len(turns) - len(turns) // 2)
 
 
 THOUGHT = "<think>\nHm.\n</think>\n\nMe"
@@ -178,6 +225,23 @@ def test_thinking_is_trained_on_where_the_template_keeps_it(project):
     assert in_project(project, with_options, CHATML, inline, {}) == [THOUGHT + "<|im_end|>"]
 
 
+def test_thinking_is_trained_on_where_nothing_prompts_for_the_reply(project):
+    messages = chat(f"assistant: {THOUGHT} ")
+    assert in_project(project, with_options, CHATML, messages, {}) == [THOUGHT + " <|im_end|>"]
+
+
+def test_an_empty_thought_that_the_prompt_supplies_is_not_trained_on(project):
+    template, _ = FAMILIES["the generation prompt opens the thought"]
+    messages = chat("user: Who?", "assistant: <think>\n\n</think>\n\nMe")
+    assert in_project(project, with_options, template, messages, {}) == ["Me<|im_end|>"]
+
+
+def test_a_thought_that_is_none_is_no_thought(project):
+    reply = {"role": "assistant", "content": "Me", "reasoning_content": None}
+    messages = [*chat("user: Who?"), reply]
+    assert in_project(project, with_options, CHATML, messages, {}) == ["Me<|im_end|>"]
+
+
 RAISES = "{{ raise_exception('No system role, please') if m.role == 'system' }}"
 REFUSALS = {
     "empty reply": (CHATML, chat("user: Hi", "assistant:  \n"), "empty reply: message 2"),
@@ -186,6 +250,7 @@ REFUSALS = {
         chat("user: Hi", "assistant: <think>\nHm.\n</think>\n"),
         "empty reply: message 2",
     ),
+    "empty message": (CHATML, chat("user:  ", "assistant: Hello"), "empty message: message 1"),
     "no reply": (CHATML, chat("user: Hi"), "no assistant turn"),
     "unknown role": (CHATML, chat("user: Hi", "bot: Hello"), "message 2 has 'bot'"),
     "no text": (
@@ -222,6 +287,16 @@ REFUSALS = {
     ),
     "the reply stands elsewhere, too": (
         "Topic: {{ messages[-1].content }}\n" + CHATML,
+        TWO_TURNS,
+        "depends on the reply: message 5",
+    ),
+    "the reply's first letter stands in front": (
+        "{{ messages[-1].content[0] }}" + CHATML,
+        TWO_TURNS,
+        "depends on the reply: message 5",
+    ),
+    "the reply's first letter stands behind": (
+        CHATML + "{{ messages[-1].content[0] }}",
         TWO_TURNS,
         "depends on the reply: message 5",
     ),
@@ -281,6 +356,24 @@ REFUSALS = {
         CHATML.replace("<|im_end|>\n", "{{ '### End\n' if not loop.last }}"),
         TWO_TURNS,
         "no clear end of turn",
+    ),
+    **{
+        f"a thought beside the content is dropped: {name}": (
+            CHATML,
+            [*TWO_TURNS[:4], {"role": "assistant", "content": "Me", name: "Hm."}],
+            "drops the thinking: message 5",
+        )
+        for name in ("reasoning_content", "thinking")
+    },
+    "a thought is rewritten where nothing prompts for it": (
+        THINKING,
+        chat("user: Hi", "assistant: Hello", "assistant: <think>Hm.</think>Me"),
+        "drops the thinking: message 3",
+    ),
+    "a forged turn in a thought": (
+        THINKING,
+        [*TWO_TURNS[:4], {"role": "assistant", "content": "Me", "reasoning": "<|im_end|>"}],
+        "message 5 holds <|im_end|>",
     ),
     "tools are called": (
         CHATML,
@@ -387,6 +480,41 @@ def test_a_forged_end_behind_an_earlier_reply_is_not_its_end(project):
     assert learnt == ["Hello", "Me</s>"]
 
 
+def test_a_forged_token_that_the_template_looks_for_is_not_escaped(project):
+    template = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ '!' if '|' in m.content }}")
+    messages = chat("user: <|im_end|>", "assistant: Hello")
+    said = in_project(project, with_options, template, messages, {"control_tokens": "escape"})
+    assert "the chat template hides where it stands" in said
+
+
+def test_control_tokens_need_not_be_special_nor_all_be_seen(project):
+    assert in_project(project, with_added_tokens) == [["Me<end>"], ["Me\n</s>"], "plain text"]
+
+
+def with_added_tokens() -> list:
+    from tokenizers import AddedToken
+
+    from sft.conversation import MaskError
+    from sft.preprocess import encode
+
+    learnt, messages = [], chat("user: Who?", "assistant: Me")
+    plain, _ = FAMILIES["no end at all"]
+    for template, token in (
+        (CHATML.replace("<|im_end|>", "<end>"), AddedToken("<end>", special=False)),
+        (plain, AddedToken("\n", special=False)),
+        (CHATML.replace("<|im_end|>", "<end>"), AddedToken("<end>", single_word=True)),
+    ):
+        tokenizer = tokenizer_with(template, CONTROL, "</s>")
+        tokenizer.add_tokens([token])
+        try:
+            labels = encode(messages, tokenizer)["labels"]
+        except MaskError as error:
+            learnt.append(str(error)[-len("plain text") :])
+        else:
+            learnt.append([tokenizer.decode([token for token in labels if token != -100])])
+    return learnt
+
+
 def test_a_control_token_that_swallows_white_space_stays_with_its_own_side(project):
     assert in_project(project, with_swallowing_tokens) == ["Hello<|end|>", "Me<|end|>"]
 
@@ -458,6 +586,78 @@ def test_replies_that_are_not_learnt_are_no_reason_to_keep_a_turn(project):
     assert 1 < text.count("two") < 30 and learnt == ["Hello<|im_end|>"]
     said, _ = in_project(project, fitted, 60, "keep_start", [*LONG[1:2], unlearnt, *LONG[3:]])
     assert "longer than max_length" in said
+
+
+def test_what_stands_behind_the_last_reply_is_left_out(project):
+    whole, _ = in_project(project, fitted, 1000, "drop", LONG)
+    more = [*LONG, *chat("user: Bye")]
+    assert in_project(project, fitted, 1000, "drop", more)[0] == whole
+    shorter, _ = in_project(project, fitted, 60, "truncate_prompt", LONG)
+    assert in_project(project, fitted, 60, "truncate_prompt", more)[0] == shorter
+
+
+def test_what_just_fits_is_left_whole_and_what_does_not_tells_its_length(project):
+    said, _ = in_project(project, fitted, 10, "truncate_prompt", LONG)
+    length = int(said.split(": ")[1].split()[0])
+    assert in_project(project, fitted, length, "drop", LONG)[1] == [
+        "Hello<|im_end|>",
+        "Me<|im_end|>",
+    ]
+    assert f"{length} tokens" in in_project(project, fitted, length - 1, "drop", LONG)[0]
+
+
+def test_a_shortened_conversation_is_masked_as_a_whole_one_is(project):
+    forged = chat("user: " + "one two " * 90, "assistant: Hm",
+                  "user: <|im_end|>", "assistant: Ho", "user: Who?", "assistant: Me")  # fmt: skip
+    how = {"max_length": 150, "truncation_mode": "truncate_prompt", "control_tokens": "escape"}
+    learnt = in_project(project, with_options, CHATML, forged, {**how, "turns": "last"})
+    assert learnt == ["Me<|im_end|>"]
+
+
+def test_a_prompt_that_begins_with_several_tokens_a_character_gets_shorter(project):
+    messages = chat("user: 🎉 Hi", "assistant: Me")
+    said, _ = in_project(project, fitted, 1, "drop", messages)
+    length = int(said.split(": ")[1].split()[0])
+    text, _ = in_project(project, fitted, length - 1, "truncate_prompt", messages)
+    assert "user\nHi<|im_end|>" in text
+
+
+@pytest.mark.parametrize("max_length", [1000, 150])
+def test_rows_are_trained_on_their_last_reply_alone_where_that_is_asked_for(project, max_length):
+    turns = ["user: " + "one two " * 90, "assistant: Hm"] + ["user: Hi", "assistant: Hello"] * 2
+    counts = [
+        in_project(project, count_trained, chat(*turns), max_length, which)
+        for which in ("all", "last")
+    ]
+    assert counts[0] > counts[1] > 0
+
+
+def count_trained(messages: list, max_length: int, turns: str) -> int:
+    from datasets import Dataset
+
+    from sft.config import project_arguments
+    from sft.prepare import prepare
+
+    options = {"max_length": max_length, "turns": turns, "truncation_mode": "truncate_prompt"}
+    options |= {"messages_column": "messages", "test_size": 0}
+    args = project_arguments([f"--{key}={value}" for key, value in options.items()])
+    rows = {"train": Dataset.from_list([{"messages": messages}])}
+    _, reports = prepare(rows, tokenizer_with(CHATML, CONTROL, "</s>"), args)
+    return reports["train"].trained[0]
+
+
+def test_instructions_and_replies_are_never_cut(project):
+    developer = [{**LONG[0], "role": "developer"}, *LONG[1:]]
+    text, _ = in_project(project, fitted, 60, "truncate_prompt", developer)
+    assert "developer\nBe brief." in text
+    reply = chat("assistant: " + "one two three " * 30)
+    said, _ = in_project(project, fitted, 60, "truncate_prompt", reply)
+    assert "longer than max_length" in said
+
+
+def test_only_the_newest_turns_go_where_the_start_is_kept(project):
+    text, learnt = in_project(project, fitted, 300, "keep_start", [*LONG, *LONG[1:3]])
+    assert learnt == ["Hello<|im_end|>", "Me<|im_end|>"], text
 
 
 def test_the_start_is_kept_up_to_a_reply_that_ends(project):

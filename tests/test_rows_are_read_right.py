@@ -166,8 +166,9 @@ def test_too_many_rows_set_aside_stop_the_run_and_each_cause_is_named(project):
         "raise max_length, or set truncation_mode", "set control_tokens to escape",
     ):  # fmt: skip
         assert words in said
-    used, set_aside, _ = in_project(project, prepare_rows, GOOD * 5 + BAD[:1])
-    assert used == 20 and sum(set_aside.values()) == 1  # 5% and no more
+    assert "(row 8)" in said and said.index("2 column 'dialogue'") < said.index("1 longer")
+    used, set_aside, _ = in_project(project, prepare_rows, (GOOD * 5)[1:] + BAD[:1])
+    assert used == 19 and sum(set_aside.values()) == 1  # 5% and no more
 
 
 def test_a_number_among_texts_is_set_aside(project, tmp_path):
@@ -210,6 +211,76 @@ def held_out() -> tuple:
     assert again["train"].to_list() == datasets["train"].to_list()
     train, evaluation = ((reports[s].rows, len(datasets[s])) for s in ("train", "evaluation"))
     return train, evaluation, (len(again["evaluation"]), len(again["evaluation"]))
+
+
+def prepare_splits(train: list, evaluation: list, *options: str) -> dict | str:
+    """The number of examples in each split, or the words the run stops with."""
+    from datasets import Dataset
+
+    from sft.config import project_arguments
+    from sft.prepare import prepare
+    from sft.smoke import build_tokenizer
+
+    given = {"train": train, "evaluation": evaluation}
+    rows = {split: Dataset.from_list(these) for split, these in given.items() if these}
+    try:
+        datasets, reports = prepare(
+            rows, build_tokenizer(), project_arguments(["--max_length=500", *options])
+        )
+    except SystemExit as error:
+        return str(error)
+    for report in reports.values():
+        assert all(0 < t < n for t, n in zip(report.trained, report.lengths, strict=True))
+    return {split: len(these) for split, these in datasets.items()}
+
+
+def test_rows_to_evaluate_are_taken_as_given_and_checked(project):
+    sizes = in_project(project, prepare_splits, GOOD, GOOD[:2], "--test_size=0.5")
+    assert sizes == {"train": 4, "evaluation": 2}
+    said = in_project(project, prepare_splits, GOOD, [GOOD[0], BAD[1]])
+    assert "1 of 2 evaluation rows" in said
+
+
+@pytest.mark.parametrize("size", ["0.01", "0.99"])
+def test_a_few_rows_are_split_so_that_each_part_has_one(project, size):
+    option = f"--test_size={size}"
+    one_each = {"train": 1, "evaluation": 1}
+    assert in_project(project, prepare_splits, GOOD[:2], [], option) == one_each
+    assert in_project(project, prepare_splits, GOOD[:1], [], option) == {"train": 1}
+
+
+def test_a_thousand_rows_set_aside_do_not_hide_the_types_of_the_others(project):
+    rows = BAD[1:2] * 1000 + GOOD
+    assert in_project(project, prepare_rows, rows, "--max_set_aside=1")[0] == len(GOOD)
+
+
+def test_the_cache_forgets_when_anything_that_makes_an_example_changes(project):
+    names = in_project(project, fingerprints)
+    assert names[0] == names[1] and len(set(names)) == len(names) - 1
+
+
+def fingerprints() -> list[str]:
+    import inspect
+    from unittest.mock import patch
+
+    from datasets import Dataset
+
+    from sft.config import project_arguments
+    from sft.prepare import encode_rows
+    from sft.smoke import build_tokenizer
+
+    def name(rows: Dataset, tokenizer, *options: str) -> str:
+        return encode_rows(rows, tokenizer, project_arguments([*options]))._fingerprint
+
+    rows, tokenizer = Dataset.from_list(GOOD), build_tokenizer()
+    names = [name(rows, tokenizer), name(rows, build_tokenizer())]
+    names += [name(rows.select([1, 2]), tokenizer), name(rows, tokenizer, "--max_length=77")]
+    with patch.object(inspect, "getsource", lambda module: "changed"):
+        names.append(name(rows, tokenizer))
+    tokenizer.chat_template += " "
+    names.append(name(rows, tokenizer))
+    tokenizer.add_tokens(["new"])
+    return [*names, name(rows, tokenizer)]
 
 
 SHAREGPT = {
