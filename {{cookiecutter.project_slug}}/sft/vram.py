@@ -156,6 +156,8 @@ def estimate(shape: dict, settings: dict) -> Estimate:
         "optimizer state": (averages * width + fixed) * trained,
         "cuBLAS workspace": WORKSPACE,
     }
+    if full and fixed:  # the Trainer leaves the embeddings' averages in float32
+        always["optimizer state"] += (2 * WIDTH["float32"] - fixed) * model.vocab * H
     gradients = width * trained
 
     # --- activations of one layer: bytes a token that wait for backward, and that it works with ---
