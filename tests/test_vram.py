@@ -144,6 +144,12 @@ def test_each_part_of_a_project_moves_the_peak_the_right_way():
     assert peak(phi, lora_targets="mlp") > peak(phi, lora_targets="mlp", r=1)
 
 
+def test_auto_counts_as_fused_adamw_with_checkpointing():
+    left = {"activation_checkpointing": "auto", "optim": "auto"}
+    assert peak(**FULL | left) == peak(**FULL)
+    assert peak(**left) == peak()
+
+
 def test_eight_bit_optimizers_keep_the_embeddings_averages_in_float32():
     shape = shape_of("Qwen/Qwen3-0.6B")
     found = vram.estimate(shape, settings(shape, **FULL, optim="paged_adamw_8bit"))

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> Path:
     smoke = "--smoke" in argv
     if smoke:
         argv = smoke_arguments([word for word in argv if word != "--smoke"])
-    args, training_args = load_config(argv)
+    args, training_args = load_config(argv, for_training=True)
     checkpoint = checkpoint_to_resume(training_args, args)
     set_seed(training_args.seed)
 

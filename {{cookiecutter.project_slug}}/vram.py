@@ -251,12 +251,16 @@ def describe(settings: dict) -> str:
             quantization = "none (weights that are trained cannot be quantized)"
     else:
         trained = f"LoRA of rank {settings['r']} on {', '.join(settings['target_modules'])}"
-    checkpointing = "with" if settings.get("activation_checkpointing") else "without"
+    checkpointing = {
+        True: "with activation checkpointing",
+        "auto": "activation checkpointing where needed",  # and counted in the estimate
+    }.get(settings.get("activation_checkpointing"), "without activation checkpointing")
+    optim = settings["optim"] if settings["optim"] != "auto" else "adamw_torch_fused where it fits"
     return (
         f"quantization {quantization}, {settings['dtype']}, {trained}, "
         f"batch size {settings['per_device_train_batch_size']} x {settings['max_length']} tokens, "
-        f"accumulation {settings['gradient_accumulation_steps']}, {settings['optim']}, "
-        f"{checkpointing} activation checkpointing, collator {settings['collator']}"
+        f"accumulation {settings['gradient_accumulation_steps']}, {optim}, "
+        f"{checkpointing}, collator {settings['collator']}"
     )
 
 

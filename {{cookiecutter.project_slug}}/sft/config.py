@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from sft.adapter import AdapterArguments
 from sft.dataset import DatasetArguments
+from sft.machine import AUTO, CHOSEN_HERE, choose
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,12 +39,27 @@ class ProjectArguments(DatasetArguments, AdapterArguments):
 
 
 class _Parser(HfArgumentParser):
+    """A parser that knows `auto`, and that a mistake is the user's."""
+
+    def add_argument(self, *names, **kwargs):
+        action = super().add_argument(*names, **kwargs)
+        if action.dest in CHOSEN_HERE:
+            action.default, parse = AUTO, action.type
+            action.type = lambda word: word if word == AUTO else parse(word)
+            action.choices = action.choices and [*action.choices, AUTO]
+        return action
+
     def error(self, message):
         raise SystemExit(f"config.yaml or the command line: {message}")
 
 
-def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
+def load_config(
+    argv: list[str], for_training: bool = False
+) -> tuple[ProjectArguments, TrainingArguments]:
     """Read config.yaml, then the command line: where both name a key, the command line wins.
+
+    Args:
+        for_training: choose what is `auto` for this machine (sft/machine.py), and say so.
 
     Raises:
         SystemExit: a key that does not exist, or a value of the wrong type; the sentence names it.
@@ -52,10 +67,12 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
     os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
     words = [*_words_of_config_yaml(), *argv]
     _refuse_unknown_keys(words)
-    words += _mixed_precision(words)
-    args, training_args, unknown = _parse((ProjectArguments, TrainingArguments), words)
+    types = (ProjectArguments, TrainingArguments)
+    values, unknown = _values(types, words)
     if unknown:
         raise SystemExit(f"{unknown[0]!r} belongs to no key; write --key=value.")
+    chosen, line = choose(values) if for_training else ({}, "")
+    args, training_args = _made(types, values | chosen)
     # several GPUs want torchrun; from one process the Trainer would cut each batch in pieces
     training_args._n_gpu = 1
     if training_args.hub_token:
@@ -74,6 +91,8 @@ def load_config(argv: list[str]) -> tuple[ProjectArguments, TrainingArguments]:
         raise SystemExit(
             f"test_size is a share of the rows, from 0 to below 1, not {args.test_size}."
         )
+    if line:
+        say(line)
     return args, training_args
 
 
@@ -82,15 +101,27 @@ def project_arguments(argv: list[str]) -> ProjectArguments:
     os.chdir(ROOT)
     words = [*_words_of_config_yaml(), *argv]
     _refuse_unknown_keys(words)
-    return _parse((ProjectArguments,), words)[0]
+    values, _ = _values((ProjectArguments,), words)
+    return _made((ProjectArguments,), values)[0]
 
 
-def _parse(types: tuple, words: list[str]) -> tuple:
-    parser = _Parser(types, allow_abbrev=False)
+def _values(types: tuple, words: list[str]) -> tuple[dict, list[str]]:
+    """The typed values of all keys, and the words that belong to none."""
+    values, unknown = _Parser(types, allow_abbrev=False).parse_known_args(words)
+    values = vars(values)
+    if (
+        values.get("activation_checkpointing") == AUTO
+        and values["gradient_checkpointing"] is not None
+    ):
+        values["activation_checkpointing"] = values["gradient_checkpointing"]  # its older name
+    return values, unknown
+
+
+def _made(types: tuple, values: dict) -> tuple:
+    """The dataclasses; what is still `auto` gets the library's default."""
+    said = {key: v for key, v in values.items() if not (key in CHOSEN_HERE and v == AUTO)}
     try:
-        return parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
-        )
+        return HfArgumentParser(types).parse_dict(said)
     except (ValueError, ImportError) as error:  # TrainingArguments checks its own values
         raise SystemExit(f"config.yaml or the command line: {error}") from None
 
@@ -128,26 +159,6 @@ def _words_of_config_yaml() -> list[str]:
         elif value is not None:
             words.append(f"--{key}={value}")
     return words
-
-
-def _mixed_precision(words: list[str]) -> list[str]:
-    """16-bit arithmetic where the GPU has it; `is_bf16_supported` alone also counts emulation."""
-    chosen = _parse((MixedPrecision,), words)[0]
-    said = chosen.bf16 is not None or chosen.fp16 is not None
-    if said or chosen.use_cpu or not torch.cuda.is_available():
-        return []
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return ["--bf16=true"]
-    return ["--fp16=true"]
-
-
-@dataclass
-class MixedPrecision:
-    """The keys of `TrainingArguments` that say what to calculate in."""
-
-    bf16: bool | None = None
-    fp16: bool | None = None
-    use_cpu: bool = False
 
 
 def say(text: str) -> None:

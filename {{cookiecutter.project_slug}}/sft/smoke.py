@@ -51,6 +51,7 @@ def smoke_arguments(argv: list[str], output_dir: Path = Path("outputs/smoke")) -
         "--save_steps=3",
         "--gradient_accumulation_steps=1",
         "--report_to=none",
+        "--activation_checkpointing=true",  # whether or not your card will need it
         *argv,
         f"--output_dir={output_dir}",
         f"--base_model_path={output_dir / 'twin'}",

@@ -35,6 +35,7 @@ OPTIMIZERS = {  # (state in widths of the trained weight, state in bytes, tempor
     "paged_adamw_8bit": (0, 2.03, 0),
     "sgd": (0, 0, 0),
 }
+OPTIMIZERS["auto"] = OPTIMIZERS["adamw_torch_fused"]  # what sft/machine.py takes where it fits
 ANSWERS = {
     "quantization": ("nf4", "int8", "none"),
     "lora_targets": ("attention", "all_linear", "mlp", "full"),
@@ -118,6 +119,8 @@ def target_modules(shape: dict, lora_targets: str) -> list[str] | None:
 
 def estimate(shape: dict, settings: dict) -> Estimate:
     """The memory that one training step takes on one GPU.
+
+    Where sft/machine.py chooses (`auto`), it is that with checkpointing and adamw_torch_fused.
 
     Args:
         shape: the content of the base model's config.json.
@@ -294,7 +297,8 @@ def _targets(model: _Model, names) -> list[tuple[int, int]]:
 def _switches(settings: dict) -> tuple[bool, bool, float, float]:
     """Checkpointing and its kind, LoRA's dropout, the share of tokens with a label."""
     on = settings.get("activation_checkpointing", False)
-    _need(isinstance(on, bool), "activation_checkpointing", "true or false", on)
+    on = True if on == "auto" else on
+    _need(isinstance(on, bool), "activation_checkpointing", "true, false or auto", on)
     kind = settings.get("activation_checkpointing_kwargs") or {}
     _need(isinstance(kind, dict), "activation_checkpointing_kwargs", "a mapping", kind)
     dropout, share = settings.get("lora_dropout", 0), settings.get("trained_share", 0.25)
