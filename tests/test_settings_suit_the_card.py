@@ -1,0 +1,256 @@
+"""What config.yaml leaves to the machine suits the card; what its owner says stays as it is."""
+
+import json
+
+import pytest
+
+from conftest import in_project
+
+T4 = {"name": "Tesla T4", "gib": 14.6, "bf16": False, "tf32": False}
+FUSED, PAGED = "adamw_torch_fused", "paged_adamw_8bit"
+
+
+def card(gib: float) -> dict:
+    return {"name": "a card", "gib": gib, "bf16": True, "tf32": True}
+
+
+@pytest.fixture(scope="module")
+def lora(bake_once):
+    return bake_once.project(project_slug="lora-8b")
+
+
+@pytest.fixture(scope="module")
+def int8(bake_once):
+    return bake_once.project(project_slug="int8-8b", quantization="int8")
+
+
+@pytest.fixture(scope="module")
+def full(bake_once):
+    return bake_once.project(
+        project_slug="full-06b",
+        base_model="Qwen/Qwen3-0.6B",
+        lora_targets="full",
+        quantization="none",
+    )
+
+
+@pytest.fixture(scope="module")
+def full_8b(bake_once):
+    return bake_once.project(project_slug="full-8b", lora_targets="full", quantization="none")
+
+
+def choose(found: dict | None, options: tuple) -> tuple[dict, str]:
+    """What would be chosen for that card, from the project's config.yaml and its model's shape."""
+    from sft import config, machine
+
+    machine.find_card = lambda: machine.Card(**found) if found else None
+    words = [*config._words_of_config_yaml(), "--base_model_path=base_model", *options]
+    types = (config.ProjectArguments, config.TrainingArguments)
+    return machine.choose(config._values(types, words)[0])
+
+
+def chosen(project, found: dict | None, *options: str) -> dict:
+    return in_project(project, choose, found, options)[0]
+
+
+def said(project, found: dict | None, *options: str) -> str:
+    return in_project(project, choose, found, options)[1]
+
+
+def peak(project, **changes) -> float:
+    """GB, by the project's own estimate."""
+    return in_project(project, estimated, changes)
+
+
+def estimated(changes: dict) -> float:
+    import vram
+
+    settings = vram.read_settings({}) | changes
+    shape = json.loads((vram.ROOT / "base_model/config.json").read_text())
+    return vram.estimate(shape, settings).peak / vram.GB
+
+
+# --- activation checkpointing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gib, on", [(141, False), (80, False), (12, True), (8, True)])
+def test_lora_recomputes_only_on_a_small_card(lora, gib, on):
+    assert chosen(lora, card(gib))["activation_checkpointing"] is on
+
+
+@pytest.mark.parametrize("kind", ["lora", "int8", "full"])
+def test_the_estimate_decides_to_the_tenth_of_a_gigabyte(kind, request):
+    project = request.getfixturevalue(kind)
+    enough = 1.15 * peak(project, activation_checkpointing=False) + 0.5
+    assert chosen(project, card(enough + 0.1))["activation_checkpointing"] is False
+    assert chosen(project, card(enough - 0.1))["activation_checkpointing"] is True
+
+
+def test_longer_rows_and_larger_batches_need_it_sooner(lora):
+    assert chosen(lora, card(40))["activation_checkpointing"] is False
+    assert chosen(lora, card(40), "--max_length=4096")["activation_checkpointing"] is True
+    larger = chosen(lora, card(40), "--per_device_train_batch_size", "8")
+    assert larger["activation_checkpointing"] is True
+
+
+def test_a_model_that_the_estimate_does_not_cover_recomputes(lora, full, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    for project in (lora, full):
+        for folder in (tmp_path, tmp_path / "nowhere"):
+            options = (project, card(141), f"--base_model_path={folder}")
+            assert chosen(*options)["activation_checkpointing"] is True
+            assert chosen(*options).get("optim") in (None, FUSED)
+            assert "activation checkpointing (not estimated)" in said(*options)
+
+
+def test_spread_over_cards_nothing_is_estimated(full):
+    wanted = {"activation_checkpointing": True, "optim": FUSED}
+    assert chosen(full, card(8), "--fsdp=full_shard").items() >= wanted.items()
+    assert in_project(full, choose_under_fsdp, card(8))[0].items() >= wanted.items()
+
+
+def choose_under_fsdp(found: dict) -> tuple[dict, str]:
+    import os
+
+    os.environ["ACCELERATE_USE_FSDP"] = "true"  # as `accelerate launch` does
+    return choose(found, ())
+
+
+# --- the optimizer of full training ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "gib, optim, on", [(24, FUSED, False), (16, FUSED, True), (14.6, PAGED, True), (8, PAGED, True)]
+)
+def test_eight_bits_come_last(full, gib, optim, on):
+    wanted = {"optim": optim, "activation_checkpointing": on}
+    assert chosen(full, card(gib)).items() >= wanted.items()
+
+
+def test_where_nothing_fits_it_takes_the_smallest_and_says_so(full_8b, full, lora):
+    wanted = {"optim": PAGED, "activation_checkpointing": True}
+    assert chosen(full_8b, card(80)).items() >= wanted.items()
+    line = said(full_8b, card(80))
+    gigabytes = peak(full_8b, **wanted)
+    assert line.endswith(f"({gigabytes:.1f} GB estimated, which will not fit; see python vram.py)")
+    assert "GB estimated, which is tight; see" in said(lora, card(12))
+    assert said(full, card(24)).endswith("GB estimated)")
+
+
+def test_lora_keeps_its_optimizer(lora):
+    assert "optim" not in chosen(lora, card(8))
+    assert chosen(lora, card(8), "--optim=auto")["optim"] == FUSED
+
+
+# --- formats and workers --------------------------------------------------------------------------
+
+
+def test_a_card_gets_the_formats_that_it_has(lora):
+    ampere, turing = chosen(lora, card(24)), chosen(lora, T4)
+    assert {"bf16": True, "tf32": True}.items() <= ampere.items() and "fp16" not in ampere
+    assert turing["fp16"] is True and not {"bf16", "tf32"} & turing.keys()
+    assert "dataloader_pin_memory" not in ampere
+    line = "Chosen for Tesla T4, 15 GB: fp16, activation checkpointing ("
+    assert said(lora, T4).startswith(line)
+
+
+def test_the_cpu_gets_nothing_that_it_lacks(lora, full):
+    wanted = {"activation_checkpointing": False, "dataloader_pin_memory": False}
+    assert chosen(lora, None) == wanted
+    assert chosen(lora, card(8), "--use_cpu=true") == wanted
+    assert chosen(full, None) == wanted | {"optim": FUSED}
+    line = "Chosen for the CPU: float32, no activation checkpointing"
+    assert said(lora, None) == line
+
+
+# --- what its owner says --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "found, words",
+    [
+        (card(8), ["--activation_checkpointing=false"]),
+        (card(8), ["--activation_checkpointing", "false"]),
+        (card(8), ["--gradient_checkpointing=false"]),  # the older name
+        (card(141), ["--activation_checkpointing"]),
+        (card(8), ["--optim", "adamw_torch"]),
+        (card(141), [f"--optim={PAGED}"]),
+        (card(24), ["--fp16=true"]),
+        (card(24), ["--bf16=false"]),
+        (card(24), ["--tf32=false"]),
+        (None, ["--dataloader_pin_memory=true"]),
+    ],
+)
+def test_what_is_said_is_not_chosen(full, found, words):
+    key = words[0].removeprefix("--").partition("=")[0]
+    key = "activation_checkpointing" if key == "gradient_checkpointing" else key
+    assert key in chosen(full, found) or key in ("fp16", "dataloader_pin_memory")
+    left = chosen(full, found, *words)
+    assert key not in left
+    if key in ("fp16", "bf16"):
+        assert not {"bf16", "fp16"} & left.keys()
+
+
+def test_with_one_of_two_said_the_other_follows(full):
+    with_paged = chosen(full, card(14.6), f"--optim={PAGED}")
+    assert with_paged["activation_checkpointing"] is True
+    # a card that has the choice between the two recomputes; where it may not, 8 bits are left
+    enough = 1.15 * peak(full, optim=PAGED, activation_checkpointing=False) + 0.6
+    assert chosen(full, card(enough))["optim"] == FUSED
+    assert chosen(full, card(enough), "--activation_checkpointing=false")["optim"] == PAGED
+
+
+def test_with_all_said_it_is_silent(full):
+    words = ["--bf16=true", "--tf32=true", "--optim=adamw_torch", "--activation_checkpointing=true"]
+    assert in_project(full, choose, card(8), words) == ({}, "")
+
+
+# --- through the whole of it ----------------------------------------------------------------------
+
+
+def loaded(options: list, for_training: bool) -> tuple[dict, str]:
+    import contextlib
+    import io
+
+    from sft.config import load_config
+
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        found = load_config(options, for_training=for_training)[1].to_dict()
+    keys = ("activation_checkpointing", "optim", "bf16", "fp16", "tf32", "dataloader_pin_memory")
+    return {key: found[key] for key in keys}, told.getvalue()
+
+
+@pytest.mark.parametrize("value", ["true", "false", "auto"])
+def test_a_value_on_the_command_line_arrives(full, value):
+    options = ["--use_cpu=true", f"--activation_checkpointing={value}", "--optim", "adamw_bnb_8bit"]
+    arrived, line = in_project(full, loaded, options, True)
+    assert arrived["activation_checkpointing"] is (value == "true")
+    assert arrived["optim"] == "adamw_bnb_8bit"
+    assert ("no activation checkpointing" in line) is (value == "auto")
+
+
+def test_only_training_chooses(lora):
+    arrived, line = in_project(lora, loaded_elsewhere, [])
+    assert arrived["activation_checkpointing"] is False and arrived["optim"] == FUSED
+    assert "Chosen" not in line
+
+
+def loaded_elsewhere(options: list) -> tuple[dict, str]:
+    from sft import machine
+
+    machine.find_card = None  # chat.py and its like do not ask
+    return loaded(["--use_cpu=true", *options], False)
+
+
+@pytest.mark.parametrize(
+    "option, named",
+    [
+        ("--activation_checkpointing=flase", "activation_checkpointing"),
+        ("--optim=adamw_fussed", "optim"),
+        ("--tf32=perhaps", "tf32"),
+    ],
+)
+def test_a_wrong_value_ends_in_one_sentence(full, option, named):
+    with pytest.raises(AssertionError, match="SystemExit: config.yaml or the command line") as no:
+        in_project(full, loaded, ["--use_cpu=true", option], True)
+    assert f"--{named}" in str(no.value) and option.partition("=")[2] in str(no.value)
