@@ -44,6 +44,8 @@ def expected_files(answers: dict) -> set[str]:
         files.add("merge.py")
     if answers["quantization"] == "none":
         files.add("launch/fsdp2.yaml")
+    if answers["collator"] == "padding_free":
+        files.add("sft/attention.py")
     return files
 
 

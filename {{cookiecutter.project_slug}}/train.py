@@ -57,7 +57,7 @@ def main(argv: list[str]) -> Path:
         args=training_args,
         train_dataset=datasets["train"],
         eval_dataset=datasets.get("evaluation"),
-        data_collator=get_collator(tokenizer),
+        data_collator=get_collator(tokenizer, model),
         processing_class=tokenizer,
     )
 

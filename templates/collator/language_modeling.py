@@ -5,12 +5,14 @@ as to answer them. It suits raw text in a new language or field; for question an
 mask of sft/preprocess.py is what you want, and this collator throws that mask away.
 """
 
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.config import say
 
 
-def get_collator(tokenizer: PreTrainedTokenizerBase) -> "LanguageModelingCollator":
+def get_collator(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> "LanguageModelingCollator":
     """A function from a list of examples to a batch of tensors of shape (batch, longest)."""
     say("Every token is trained on: this is continued pretraining, not supervised fine-tuning.")
     return LanguageModelingCollator(tokenizer, label_pad_token_id=-100)

@@ -11,10 +11,12 @@ pad token is also the end-of-turn token: its label would be lost, and the model 
 """
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def get_collator(tokenizer: PreTrainedTokenizerBase) -> "ManualMaskCollator":
+def get_collator(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> "ManualMaskCollator":
     """A function from a list of examples to a batch of tensors of shape (batch, longest)."""
     return ManualMaskCollator(tokenizer.pad_token_id)
 

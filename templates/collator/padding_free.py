@@ -1,41 +1,77 @@
 """Examples to a batch in one row, end to end: no padding is computed, stored or attended to.
 
-    input_ids     7  8  9  4  5 | 7  3  2 | 7  8  6  1
-    position_ids  0  1  2  3  4 | 0  1  2 | 0  1  2  3     attention stays inside each example
-    shift_labels  .  .  4  5  . | .  2  . | .  6  1  .     what the token to the left has to predict
+    input_ids       7  8  9  4  5 | 7  3  2 | 7  8  6  1
+    labels          .  .  .  4  5 | .  .  2 | .  .  6  1     -100, as ".", also where one begins
+    position_ids    0  1  2  3  4 | 0  1  2 | 0  1  2  3
+    cu_seq_lens_q   0              5         8            12  where examples begin, and the end
 
-The model gets `position_ids` and no attention mask: where a position falls back to 0, transformers
-starts a new example that sees nothing of the one before. `logits_to_keep` marks the positions that
-have a label: only there are logits computed, and a vocabulary of 150,000 makes those the largest
-tensor of all. Loss and gradients are those of the padded batch.
+It is transformers' own `DataCollatorWithFlattening`. The bounds go to sft/attention.py, which keeps
+the examples apart: loss and gradients are those of the padded batch.
+
+A batch then costs what its tokens cost, so `EvenSampler` sees to it that all have about as many.
 """
 
-import torch
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+from transformers import DataCollatorWithFlattening, PreTrainedModel, PreTrainedTokenizerBase
+
+from sft.attention import attend_by_example
 
 
-def get_collator(tokenizer: PreTrainedTokenizerBase) -> "PaddingFreeCollator":
-    """A function from a list of examples to a batch of tensors of shape (1, sum of lengths)."""
-    return PaddingFreeCollator()
+def get_collator(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> "PaddingFreeCollator":
+    """A function from a list of examples to a batch of tensors of shape (1, sum of lengths).
+
+    `model` is made to attend to each example by itself.
+    """
+    attend_by_example(model)
+    return PaddingFreeCollator(return_flash_attn_kwargs=True)
 
 
-class PaddingFreeCollator:
-    """Puts the examples of a batch behind one another."""
+class EvenSampler(Sampler[int]):
+    """An order of the rows in which steps have equal work, and so have the batches of a step.
 
-    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        """Shapes: (1, tokens), but `labels` and `shift_labels` are (1, trained tokens)."""
-        input_ids, position_ids, targets = [], [], []
-        for feature in features:
-            input_ids += feature["input_ids"]
-            position_ids += range(len(feature["input_ids"]))
-            targets += [*feature["labels"][1:], -100]  # an example's last token predicts nothing
-        targets = torch.tensor([targets])
-        keep = targets != -100
-        kept = targets[keep].unsqueeze(0)
-        return {
-            "input_ids": torch.tensor([input_ids]),
-            "position_ids": torch.tensor([position_ids]),
-            "labels": kept,  # asks the model for a loss; that it takes from shift_labels
-            "shift_labels": kept,
-            "logits_to_keep": keep,
-        }
+    By length, the rows are cut into as many groups as a step has rows, and each step draws one from
+    each group: it has its share of long rows and of short ones. Within a step the rows are dealt to
+    its batches there and back, as cards are: the longest and the shortest end up together.
+
+    The rows of a step depend on the seed, the epoch and `rows_per_step` alone: the same rows are
+    learnt from together however many batches, or GPUs, they are dealt to.
+
+    Args:
+        lengths: of shape (rows,), in tokens.
+        rows_per_step: batch size x accumulation x GPUs.
+        rows_per_batch: a divisor of `rows_per_step`.
+    """
+
+    def __init__(self, lengths: np.ndarray, rows_per_step: int, rows_per_batch: int, seed: int):
+        self.lengths, self.seed, self.epoch = lengths, seed, 0
+        self.rows_per_step, self.rows_per_batch = rows_per_step, rows_per_batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer calls this; a run that goes on finds the order it was in."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        rows = rng.permutation(len(self))
+        steps, batches = len(rows) // self.rows_per_step, self.rows_per_step // self.rows_per_batch
+        rows, rest = np.split(rows, [steps * self.rows_per_step])  # the rest is a smaller step
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        groups = rng.permuted(rows.reshape(self.rows_per_step, steps), axis=1)
+        dealt = groups.T.reshape(steps, self.rows_per_batch, batches)
+        dealt[:, 1::2] = dealt[:, 1::2, ::-1]  # there and back again
+        yield from dealt.swapaxes(1, 2).ravel().tolist()
+        yield from rest.tolist()
+
+
+class PaddingFreeCollator(DataCollatorWithFlattening):
+    """transformers' collator, and the order in which it wants the rows."""
+
+    sampler = EvenSampler

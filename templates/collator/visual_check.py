@@ -5,14 +5,16 @@ what is only read is grey, and padding is a faint dot.
 """
 
 from accelerate import PartialState
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.preview import legend, show
 
 ROWS = 2  # of the first batch are shown
 
 
-def get_collator(tokenizer: PreTrainedTokenizerBase) -> "VisualCheckCollator":
+def get_collator(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> "VisualCheckCollator":
     """A function from a list of examples to a batch of tensors of shape (batch, longest)."""
     return VisualCheckCollator(tokenizer, label_pad_token_id=-100)
 

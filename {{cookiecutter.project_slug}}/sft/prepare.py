@@ -75,7 +75,9 @@ def prepare(
         encoded = _hold_out(encoded["train"], args.test_size)
     reports = {split: Report.of(these) for split, these in encoded.items()}
     examples = {
-        split: these.select(usable(these)).select_columns(["input_ids", "labels"])
+        split: these.select(usable(these))
+        .select_columns(["input_ids", "labels"])
+        .add_column("length", reports[split].lengths)
         for split, these in encoded.items()
     }
     return examples, reports

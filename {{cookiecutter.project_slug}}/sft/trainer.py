@@ -1,12 +1,14 @@
-"""transformers' `Trainer`, with an honest evaluation loss and a way back after a crash."""
+"""transformers' `Trainer`: logits only where they teach, an honest evaluation loss, a way back."""
 
 import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
+import torch.nn.functional as F
 import transformers
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import DataCollator, PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.config import say
@@ -21,6 +23,24 @@ class Trainer(transformers.Trainer):
     """
 
     first_step = 0  # the step this start went on from
+
+    def __init__(self, args: TrainingArguments, data_collator: DataCollator, **kwargs):
+        self._sampler = getattr(data_collator, "sampler", None)
+        # these two make their own use of the logits
+        if not args.label_smoothing_factor and not args.use_liger_kernel:
+            data_collator = LogitsWhereTrained(data_collator)
+        super().__init__(args=args, data_collator=data_collator, **kwargs)
+
+    def _get_train_sampler(self, train_dataset=None):
+        """The order that the collator wants the rows in, if it has a `sampler`; else a random one.
+
+        The sampler sees the column `length`, which is taken off before rows reach the collator.
+        """
+        if not self._sampler:
+            return super()._get_train_sampler()
+        batch, args = self.args.train_batch_size, self.args
+        step = batch * args.gradient_accumulation_steps * args.world_size
+        return self._sampler(np.asarray(self.train_dataset["length"]), step, batch, args.seed)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint:
@@ -48,6 +68,27 @@ class Trainer(transformers.Trainer):
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         self.accelerator.end_training()
+
+
+class LogitsWhereTrained:
+    """A collator's batch, with the model told to compute logits only where a label is.
+
+    A row of logits is as wide as the vocabulary, which makes them the largest tensor of all; those
+    of prompts and padding are thrown away by the loss. Loss and gradients stay the same.
+    """
+
+    def __init__(self, collator: DataCollator):
+        self.collator = collator
+
+    def __call__(self, features: list[dict]) -> dict:
+        """The batch with `logits_to_keep`; `labels` and `shift_labels` of shape (trained,)."""
+        batch = self.collator(features)
+        targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)  # each predicts the next one
+        keep = targets != -100
+        # of a single row the positions: a mask would have a GPU stop and count
+        where = keep[0].nonzero().squeeze(1) if len(keep) == 1 else keep
+        kept = targets[keep]
+        return {**batch, "labels": kept, "shift_labels": kept, "logits_to_keep": where}
 
 
 def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:

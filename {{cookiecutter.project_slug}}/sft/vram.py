@@ -3,7 +3,8 @@
 A step has four moments that can be its peak. Each holds what is always there (weights, adapter,
 optimizer state) and what the moment itself adds:
 
-    loss                     every kept activation, and the logits: rows as wide as the vocabulary
+    loss                     every kept activation, and the logits where a token is trained: rows
+                             as wide as the vocabulary
     backward, last layer     every kept activation, and one layer in work
     backward, first layer    the gradients, and one layer in work
     optimizer step           all gradients
@@ -205,7 +206,8 @@ def estimate(shape: dict, settings: dict) -> Estimate:
         }
         return {name: round(size) for name, size in parts.items()}
 
-    logits = tokens * model.vocab * (share if padding_free else 1)
+    logits = tokens * model.vocab  # for the tokens that have a label (LogitsWhereTrained)
+    logits *= 1 if settings["collator"] == "language_modeling" else share
     output = 4 * tokens * H  # of the last layer and of the norm after it
     earlier = gradients if accumulates else 0  # of the step's earlier batches
     head = width * model.vocab * H if full else 0  # gradient of lm_head, or of the embeddings
