@@ -26,9 +26,8 @@ class Trainer(transformers.Trainer):
 
     def __init__(self, args: TrainingArguments, data_collator: DataCollator, **kwargs):
         self._sampler = getattr(data_collator, "sampler", None)
-        # these two make their own use of the logits
-        if not args.label_smoothing_factor and not args.use_liger_kernel:
-            data_collator = LogitsWhereTrained(data_collator)
+        if not args.label_smoothing_factor:  # which wants them all
+            data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
         super().__init__(args=args, data_collator=data_collator, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -77,12 +76,17 @@ class LogitsWhereTrained:
     of prompts and padding are thrown away by the loss. Loss and gradients stay the same.
     """
 
-    def __init__(self, collator: DataCollator):
-        self.collator = collator
+    def __init__(self, collator: DataCollator, takes_mask: bool = True):
+        self.collator, self.takes_mask = collator, takes_mask
 
     def __call__(self, features: list[dict]) -> dict:
-        """The batch with `logits_to_keep`; `labels` and `shift_labels` of shape (trained,)."""
+        """The batch with `logits_to_keep`; `labels` and `shift_labels` of shape (trained,).
+
+        A model that takes no mask gets a batch of several rows as it is.
+        """
         batch = self.collator(features)
+        if len(batch["labels"]) > 1 and not self.takes_mask:
+            return batch
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)  # each predicts the next one
         keep = targets != -100
         # of a single row the positions: a mask would have a GPU stop and count
