@@ -138,6 +138,17 @@ def test_no_logits_for_prompts_and_padding_changes_nothing_else(project, name):
     assert seen["logits"] == sum(length - 2 for length in LENGTHS)
 
 
+def of_every_token() -> dict:
+    return difference(trained("language_modeling", False), trained("language_modeling", True))
+
+
+def test_continued_pretraining_keeps_every_logit_but_those_of_padding(project):
+    seen = in_project(project, of_every_token)
+    assert seen["losses"][0] == pytest.approx(seen["losses"][1], rel=1e-6)
+    assert seen["gradients"] < 1e-6
+    assert seen["logits"] == sum(length - 1 for length in LENGTHS)
+
+
 def with_a_window() -> dict:
     return difference(
         trained("seq2seq", False, sliding_window=4), trained("padding_free", True, sliding_window=4)

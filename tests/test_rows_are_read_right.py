@@ -1,6 +1,7 @@
 """Files as people have them: what they hold arrives, and what is broken is named."""
 
 import json
+import os
 
 import pytest
 
@@ -275,12 +276,49 @@ def fingerprints() -> list[str]:
     rows, tokenizer = Dataset.from_list(GOOD), build_tokenizer()
     names = [name(rows, tokenizer), name(rows, build_tokenizer())]
     names += [name(rows.select([1, 2]), tokenizer), name(rows, tokenizer, "--max_length=77")]
+    assert name(rows, tokenizer, "--dataset_num_proc=2") == names[0]
     with patch.object(inspect, "getsource", lambda module: "changed"):
         names.append(name(rows, tokenizer))
     tokenizer.chat_template += " "
     names.append(name(rows, tokenizer))
     tokenizer.add_tokens(["new"])
     return [*names, name(rows, tokenizer)]
+
+
+def examples_by(processes: int, many: int) -> tuple[list, int]:
+    """The examples, and how many processes are at it where so many rows count as many."""
+    from datasets import Dataset, disable_caching
+
+    from sft import prepare
+    from sft.config import project_arguments
+    from sft.smoke import build_tokenizer
+
+    disable_caching()
+    prepare.ROWS_PER_PROCESS = many
+    used, taken = [], Dataset.map
+
+    def watched(self, *args, **kwargs):
+        used.append(kwargs["num_proc"] or 1)
+        return taken(self, *args, **kwargs)
+
+    Dataset.map = watched
+    rows = {"train": Dataset.from_list([*GOOD * 20, *BAD])}
+    options = [f"--dataset_num_proc={processes}", "--max_set_aside=1", "--max_length=500"]
+    datasets, reports = prepare.prepare(rows, build_tokenizer(), project_arguments(options))
+    report = {**vars(reports["train"]), "lengths": None, "trained": None}
+    return [split.to_list() for split in datasets.values()] + [report], *used
+
+
+def test_several_processes_make_what_one_makes(project):
+    one, alone = in_project(project, examples_by, 1, 10)
+    two, both = in_project(project, examples_by, 2, 10)
+    assert (alone, both) == (1, 2) and one == two
+    assert all(row["length"] == len(row["input_ids"]) == len(row["labels"]) for row in one[0])
+
+
+def test_processes_are_started_where_there_are_rows_enough(project):
+    assert in_project(project, examples_by, 0, 1000)[1] == 1
+    assert in_project(project, examples_by, 0, 1)[1] == os.cpu_count()
 
 
 SHAREGPT = {

@@ -69,6 +69,33 @@ def run(options: list, kill_at: int | None = None) -> dict:
     return summary | {"losses": losses, "steps taken": steps}
 
 
+def rows_of_logits(options: list) -> tuple[int, int]:
+    """How many the loss was computed from in one step, and how many tokens were trained."""
+    import torch
+    from torch.nn import functional
+
+    seen, cross_entropy = [], functional.cross_entropy
+
+    def watched(logits, target, **kwargs):
+        seen.append((len(logits), int((target != -100).sum())))
+        return cross_entropy(logits, target, **kwargs)
+
+    torch.nn.functional.cross_entropy = watched
+    run(options)
+    return seen[0]
+
+
+def test_training_computes_logits_for_trained_tokens_alone(project):
+    options = [*SMALL, "--max_steps=1", "--output_dir=logits"]
+    rows, trained = in_project(project, rows_of_logits, options)
+    assert rows == trained > 0
+
+
+def test_with_smoothed_labels_the_loss_has_the_logits_it_wants(project):
+    options = [*SMALL, "--max_steps=3", "--label_smoothing_factor=0.1", "--output_dir=smooth"]
+    assert in_project(project, run, options)["losses"][-1] > 0
+
+
 def test_a_killed_run_goes_on_by_itself_and_ends_at_the_same_loss(project):
     whole = in_project(project, run, [*SMALL, "--output_dir=whole"])
     options = [*SMALL, "--output_dir=killed"]

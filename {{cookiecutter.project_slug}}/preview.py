@@ -10,6 +10,8 @@ No model is loaded. The examples are cached: training takes them from there.
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from sft.config import load_config, say
 from sft.model import load_tokenizer
 from sft.prepare import Report, encode_rows, usable
@@ -36,20 +38,20 @@ def main(argv: list[str]) -> Path:
     show_rows({"all rows": report})
 
     used = usable(encoded)
-    by_length = sorted(range(len(used)), key=lambda number: -report.lengths[number])
-    titles = {index: f"row {index + 1}" for index in used[:FIRST]}
-    for number in by_length[:LONGEST]:
-        titles[used[number]] = f"row {used[number] + 1}, among the longest"
+    by_length = used[np.argsort(-report.lengths, kind="stable")]
+    titles = {index: f"row {index + 1}" for index in used[:FIRST].tolist()}
+    for index in by_length[:LONGEST].tolist():
+        titles[index] = f"row {index + 1}, among the longest"
     shown = {title: encoded[index] for index, title in titles.items()}
     for title, example in shown.items():
         show(title, example["input_ids"], example["labels"], tokenizer)
     legend()
     of_each = {reason: [] for reason in report.set_aside}
-    for index, reason in enumerate(encoded["reason"]):
-        if reason:
-            of_each[reason.partition(": ")[0]].append(index)
-    refused = [index for rows_of_one in of_each.values() for index in rows_of_one[:REFUSED]]
-    refusals = [(index + 1, encoded[index]["reason"], rows[index]) for index in refused]
+    refused = np.setdiff1d(np.arange(len(encoded)), used)
+    for index, reason in zip(refused.tolist(), encoded.select(refused)["reason"], strict=True):
+        of_each[reason.partition(": ")[0]].append(index)
+    some = [index for rows_of_one in of_each.values() for index in rows_of_one[:REFUSED]]
+    refusals = [(index + 1, encoded[index]["reason"], rows[index]) for index in some]
     show_refused(refusals, sum(report.set_aside.values()))
 
     path = Path(training_args.output_dir) / "preview.html"

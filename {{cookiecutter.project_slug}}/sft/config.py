@@ -36,6 +36,7 @@ class ProjectArguments(DatasetArguments, AdapterArguments):
     truncation_mode: Literal["drop", "truncate_prompt", "keep_start"] = "drop"
     control_tokens: Literal["refuse", "escape"] = "refuse"
     max_set_aside: float = 0.05
+    dataset_num_proc: int = 0
 
 
 class _Parser(HfArgumentParser):
@@ -86,6 +87,10 @@ def load_config(
     if not 0 <= args.max_set_aside <= 1:
         raise SystemExit(
             f"max_set_aside is a share of the rows, from 0 to 1, not {args.max_set_aside}."
+        )
+    if args.dataset_num_proc < 0:
+        raise SystemExit(
+            f"dataset_num_proc is a number of processes, or 0, not {args.dataset_num_proc}."
         )
     if not 0 <= args.test_size < 1:
         raise SystemExit(

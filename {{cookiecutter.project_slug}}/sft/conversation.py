@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -16,12 +17,20 @@ class MaskError(ValueError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
-def attempt(function, *args):
-    """What the function returns, or the ValueError it raises: one row ends no batch."""
+def attempt(function, *args, **kwargs):
+    """What the function returns, or the ValueError it raises or is given: one row ends no batch."""
     try:
-        return function(*args)
+        return next((arg for arg in args if isinstance(arg, ValueError)), None) or function(
+            *args, **kwargs
+        )
     except ValueError as error:
         return error
+
+
+def of_sound(function, results: list) -> list:
+    """What the function makes of those that are no ValueError, which stay where they are."""
+    made = iter(function([result for result in results if not isinstance(result, ValueError)]))
+    return [result if isinstance(result, ValueError) else next(made) for result in results]
 
 
 def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
@@ -71,6 +80,19 @@ def render(tokenizer: Tokenizer, messages: list[dict], **kwargs) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
     except Exception as error:  # templates raise what they like
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
+
+
+def render_each(
+    tokenizer: Tokenizer, conversations: list[list[dict]], **kwargs
+) -> list[str | MaskError]:
+    """What `render` makes of each conversation, or what it raises."""
+    if len(conversations) > 1:
+        with suppress(Exception):  # one that is refused ends the call: half of them, then
+            return tokenizer.apply_chat_template(conversations, tokenize=False, **kwargs)
+        half = len(conversations) // 2
+        parts = conversations[:half], conversations[half:]
+        return [text for part in parts for text in render_each(tokenizer, part, **kwargs)]
+    return [attempt(render, tokenizer, messages, **kwargs) for messages in conversations]
 
 
 def check_text(text: str, messages: list[dict], tokenizer: Tokenizer, mark: str) -> None:

@@ -1,29 +1,37 @@
 """Rows to examples: encoded in batches, cached, and what cannot be trained on set aside."""
 
 import inspect
+import os
 import random
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import numpy as np
+import tokenizers
+import transformers
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft import control_tokens, conversation, end_of_turn, preprocess
-from sft.conversation import attempt
-from sft.dataset import columns, to_messages
-from sft.preprocess import encode, encode_batch
+from sft.conversation import attempt, of_sound
+from sft.dataset import DatasetArguments, columns, to_messages
+from sft.preprocess import Encoder
 
 FEATURES = Features(
     {
         "input_ids": List(Value("int32")),
         "labels": List(Value("int32")),
+        "length": Value("int32"),  # of both; 0 where the row is set aside
+        "trained": Value("int32"),  # tokens with a label
         "row": Value("int64"),  # its number in the file, from 1
         "reason": Value("string"),  # why it is set aside, or ""
         "shortened": Value("bool"),
     }
 )
+
+ROWS_PER_PROCESS = 10_000  # with fewer, a process costs more time than it saves
 
 ADVICE = {
     "longer than max_length": "raise max_length, or set truncation_mode",
@@ -39,31 +47,44 @@ class Report:
     set_aside: dict[str, int]  # reason -> rows
     first: dict[str, str]  # reason -> the first such row, with the detail
     shortened: int
-    lengths: list[int]  # tokens, one number a row that is used
-    trained: list[int]  # tokens with a label, likewise
+    lengths: np.ndarray  # tokens, one number a row that is used
+    trained: np.ndarray  # tokens with a label, likewise
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def trained_tokens(self) -> int:
+        return int(self.trained.sum())
 
     @classmethod
     def of(cls, encoded: Dataset) -> "Report":
-        set_aside, first, shortened, lengths, trained = Counter(), {}, 0, [], []
-        for batch in encoded.iter(1000):
-            for ids, labels, row, reason, cut in zip(
-                *(batch[name] for name in FEATURES), strict=True
-            ):
-                if reason:
-                    kind, _, detail = reason.partition(": ")
-                    set_aside[kind] += 1
-                    first.setdefault(kind, f"row {row}: {detail}" if detail else f"row {row}")
-                else:
-                    shortened += cut
-                    lengths.append(len(ids))
-                    trained.append(len(ids) - labels.count(-100))
-        return cls(len(encoded), dict(set_aside.most_common()), first, shortened, lengths, trained)
+        set_aside, first = Counter(), {}
+        lengths, used = column(encoded, "length"), usable(encoded)
+        refused = encoded.select(np.flatnonzero(lengths == 0)).select_columns(["row", "reason"])
+        for batch in refused.iter(1000):
+            for row, reason in zip(batch["row"], batch["reason"], strict=True):
+                kind, _, detail = reason.partition(": ")
+                set_aside[kind] += 1
+                first.setdefault(kind, f"row {row}: {detail}" if detail else f"row {row}")
+        shortened = int(column(encoded, "shortened").sum())
+        trained = column(encoded, "trained")[used]
+        reasons = dict(set_aside.most_common())
+        return cls(len(encoded), reasons, first, shortened, lengths[used], trained)
+
+
+def column(encoded: Dataset, name: str) -> np.ndarray:
+    """A column of numbers, read without the others."""
+    return encoded.select_columns([name]).with_format("numpy")[:][name]
 
 
 def prepare(
     rows: dict[str, Dataset], tokenizer: Tokenizer, args
 ) -> tuple[dict[str, Dataset], dict[str, Report]]:
     """Examples and a report for each split; without evaluation rows, `test_size` are held out.
+
+    An example is `input_ids`, `labels` and the `length` of both.
 
     Raises:
         SystemExit: a column is missing, no row is left, or more than `max_set_aside` are set aside.
@@ -75,17 +96,15 @@ def prepare(
         encoded = _hold_out(encoded["train"], args.test_size)
     reports = {split: Report.of(these) for split, these in encoded.items()}
     examples = {
-        split: these.select(usable(these))
-        .select_columns(["input_ids", "labels"])
-        .add_column("length", reports[split].lengths)
+        split: these.select(usable(these)).select_columns(["input_ids", "labels", "length"])
         for split, these in encoded.items()
     }
     return examples, reports
 
 
-def usable(encoded: Dataset) -> list[int]:
+def usable(encoded: Dataset) -> np.ndarray:
     """The positions of the rows that can be trained on."""
-    return [position for position, reason in enumerate(encoded["reason"]) if not reason]
+    return np.flatnonzero(column(encoded, "length"))
 
 
 def _hold_out(encoded: Dataset, test_size: float) -> dict[str, Dataset]:
@@ -94,10 +113,10 @@ def _hold_out(encoded: Dataset, test_size: float) -> dict[str, Dataset]:
     if len(used) < 2:
         return {"train": encoded}
     count = min(max(1, round(test_size * len(used))), len(used) - 1)
-    held_out = set(random.Random(0).sample(used, count))
+    held_out = np.sort(used[random.Random(0).sample(range(len(used)), count)])
     return {
-        "train": encoded.select([at for at in range(len(encoded)) if at not in held_out]),
-        "evaluation": encoded.select(sorted(held_out)),
+        "train": encoded.select(np.delete(np.arange(len(encoded)), held_out)),
+        "evaluation": encoded.select(held_out),
     }
 
 
@@ -113,44 +132,45 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
             f"dataset {args.dataset!r} has no column {missing[0]!r}; "
             f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
         )
+    encoder = Encoder(tokenizer, args.turns, args.control_tokens)
+    processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
     return rows.map(
         _encode_batch,
         batched=True,
         with_indices=True,
-        fn_kwargs={"tokenizer": tokenizer, "args": args},
+        fn_kwargs={"encoder": encoder, "args": args},
         remove_columns=rows.column_names,
         features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
         desc="Tokenizing and masking",
+        num_proc=processes or None,
         # the cache must forget when the tokenizer, the template, a setting or this code changes
         new_fingerprint=_fingerprint(rows, tokenizer, args),
     )
 
 
-def _encode_batch(batch: dict, indices: list[int], tokenizer: Tokenizer, args) -> dict:
+def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> dict:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     conversations = [attempt(to_messages, row, args) for row in rows]
-    sound = [messages for messages in conversations if not isinstance(messages, ValueError)]
-    encoded = iter(encode_batch(sound, tokenizer, args.turns, args.control_tokens))
-    shorten = (args.max_length, args.turns, args.truncation_mode, args.control_tokens)
+    whole = of_sound(encoder.encode_batch, conversations)
+    fitted = [
+        attempt(encoder.fit, example, messages, args.max_length, args.truncation_mode)
+        for example, messages in zip(whole, conversations, strict=True)
+    ]
     examples = []
-    for index, messages in zip(indices, conversations, strict=True):
-        result = messages if isinstance(messages, ValueError) else next(encoded)
-        too_long = isinstance(result, dict) and len(result["input_ids"]) > args.max_length
-        if too_long:
-            result = attempt(encode, messages, tokenizer, *shorten)
-        example = {
-            "input_ids": [],
-            "labels": [],
-            "row": index + 1,
-            "reason": "",
-            "shortened": False,
-        }
-        if isinstance(result, ValueError):
-            example["reason"] = str(result)
-        else:
-            example |= {"input_ids": result["input_ids"], "labels": result["labels"]}
-            example["shortened"] = too_long
-        examples.append(example)
+    for index, before, example in zip(indices, whole, fitted, strict=True):
+        sound = not isinstance(example, ValueError)
+        ids, labels = (example["input_ids"], example["labels"]) if sound else ([], [])
+        examples.append(
+            {
+                "input_ids": ids,
+                "labels": labels,
+                "length": len(ids),
+                "trained": len(labels) - labels.count(-100),
+                "row": index + 1,
+                "reason": "" if sound else str(example),
+                "shortened": sound and example is not before,
+            }
+        )
     return {name: [example[name] for example in examples] for name in FEATURES}
 
 
@@ -169,6 +189,10 @@ def _refuse_too_many(split: str, report: Report, args) -> None:
     raise SystemExit("\n".join([*lines, "python preview.py, with the same options, shows them."]))
 
 
+# what an example is made of, beside the keys of sft/dataset.py
+_SETTINGS = ("max_length", "turns", "truncation_mode", "control_tokens")
+
+
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
     modules = (
         preprocess,
@@ -179,6 +203,9 @@ def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
         sys.modules[__name__],
     )
     code = [inspect.getsource(module) for module in modules]
+    code += [transformers.__version__, tokenizers.__version__]
     vocabulary = tokenizer.backend_tokenizer.to_str()
     template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it can name those
-    return Hasher.hash([rows._fingerprint, vocabulary, template, vars(args), code])
+    settings = [getattr(args, name) for name in _SETTINGS]
+    settings += [getattr(args, field.name) for field in fields(DatasetArguments)]
+    return Hasher.hash([rows._fingerprint, vocabulary, template, settings, code])

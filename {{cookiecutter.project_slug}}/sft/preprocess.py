@@ -8,14 +8,27 @@ left over in the real text is the reply. The real text is tokenized once, and th
 offsets carry the reply from characters to tokens.
 
 Where any of this does not hold, a `MaskError` says why: there is a mask that is right, or none.
+
+Conversations are rendered and tokenized by the batch: one call for many costs much less than many.
 """
 
+from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.control_tokens import ControlTokens, hide_forged, tokenize_escaped
-from sft.conversation import MaskError, attempt, check, check_text, render, shorten, thinking
+from sft.conversation import (
+    MaskError,
+    attempt,
+    check,
+    check_text,
+    of_sound,
+    render_each,
+    shorten,
+    thinking,
+)
 from sft.end_of_turn import end_of_earlier, end_of_last
 
 MARK = "\u2060reply\u2060"  # word joiners: a template that trims the reply leaves the marker whole
@@ -40,79 +53,174 @@ def encode(
     Raises:
         MaskError: no mask can be made that is sure to be right.
     """
-    example = encode_batch([messages], tokenizer, turns, control_tokens)[0]
-    if isinstance(example, MaskError):
-        raise example
-    length = len(example["input_ids"])
-    while max_length is not None and len(example["input_ids"]) > max_length:
-        excess = len(example["input_ids"]) - max_length
-        messages = shorten(messages, excess, tokenizer, truncation_mode)
-        if messages is None:
-            raise MaskError("longer than max_length", f"{length} tokens, {max_length} allowed")
-        example = encode(messages, tokenizer, None, turns, "drop", control_tokens)
-    return example
+    encoder = Encoder(tokenizer, turns, control_tokens)
+    example = encoder.encode(messages)
+    if max_length is None:
+        return example
+    return encoder.fit(example, messages, max_length, truncation_mode)
 
 
 def encode_batch(
     conversations: list[list[dict]], tokenizer: Tokenizer, turns: str, control_tokens: str
 ) -> list[dict | MaskError]:
     """What `encode` makes of each conversation, whatever its length, or what it raises."""
-    control = ControlTokens(tokenizer)
-    found = [attempt(find_replies, m, control, turns, control_tokens) for m in conversations]
-    texts = ["" if isinstance(result, MaskError) else result.text for result in found]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [
-        result if isinstance(result, MaskError) else attempt(label, result, *pair, control)
-        for result, pair in zip(found, tokens, strict=True)
-    ]
+    return Encoder(tokenizer, turns, control_tokens).encode_batch(conversations)
 
 
 class Rendering(NamedTuple):
     """A conversation as the template writes it; a span is (first character, end)."""
 
+    messages: list[dict]
+    trained: list[int]  # the positions of the replies to learn
     text: str
-    replies: list[tuple[int, int]]  # of each reply, with its end of turn; the last comes first
+    searched: str  # the same, with what looks like a control token in a row's own words hidden
+    forged: list[tuple[int, int]]  # where that stands
+
+
+class Found(NamedTuple):
+    """Where the replies of a conversation stand."""
+
+    rendering: Rendering
+    replies: list[tuple[int, int]]  # each with its end of turn; the last comes first
     is_ended: bool  # whether the template itself ends the last reply
-    forged: list[tuple[int, int]]  # of a row's own words that look like control tokens
 
 
-def find_replies(messages, control: ControlTokens, turns: str, policy: str) -> Rendering:
-    """Render a conversation and find the replies to train on, each with its end of turn."""
-    messages, trained = check(messages, turns)
-    real = render(control.tokenizer, messages)
-    check_text(real, messages, control.tokenizer, MARK)
-    messages, text, forged = hide_forged(messages, real, control, policy)
+class Encoder:
+    """Encodes conversations, and keeps what is the same for all; arguments as of `encode`."""
+
+    def __init__(self, tokenizer: Tokenizer, turns: str, control_tokens: str):
+        self.tokenizer, self.turns, self.policy = tokenizer, turns, control_tokens
+        self.control = ControlTokens(tokenizer)
+
+    def encode(self, messages: list[dict]) -> dict[str, list[int]]:
+        """The example of one conversation, whatever its length.
+
+        Raises:
+            MaskError: there is none that is sure to be right.
+        """
+        example = self.encode_batch([messages])[0]
+        if isinstance(example, ValueError):
+            raise example
+        return example
+
+    def encode_batch(self, conversations: list[list[dict]]) -> list[dict | MaskError]:
+        """What `encode` makes of each conversation, or what it raises."""
+        checked = [attempt(check, messages, self.turns) for messages in conversations]
+        return of_sound(self._label, of_sound(self._find, of_sound(self._render, checked)))
+
+    def fit(self, example: dict, messages: list[dict], max_length: int, truncation_mode: str):
+        """The example of the conversation, shortened if it has more than `max_length` tokens.
+
+        Raises:
+            MaskError: it has, and nothing may be left out, or what is left cannot be masked.
+        """
+        length = len(example["input_ids"])
+        while len(example["input_ids"]) > max_length:
+            excess = len(example["input_ids"]) - max_length
+            messages = shorten(messages, excess, self.tokenizer, truncation_mode)
+            if messages is None:
+                raise MaskError("longer than max_length", f"{length} tokens, {max_length} allowed")
+            example = self.encode(messages)
+        return example
+
+    def _render(self, checked: list[tuple[list[dict], list[int]]]) -> list[Rendering | MaskError]:
+        texts = render_each(self.tokenizer, [messages for messages, _ in checked])
+        return [attempt(self._hide, text, *pair) for text, pair in zip(texts, checked, strict=True)]
+
+    def _hide(self, text: str, messages: list[dict], trained: list[int]) -> Rendering:
+        check_text(text, messages, self.tokenizer, MARK)
+        messages, searched, forged = hide_forged(messages, text, self.control, self.policy)
+        return Rendering(messages, trained, text, searched, forged)
+
+    def _find(self, renderings: list[Rendering]) -> list[Found | MaskError]:
+        """Each reply is looked for with two more renderings: marked, and what prompts for it."""
+        places = [(r.messages, at) for r in renderings for at in reversed(r.trained)]
+        marked = iter(render_each(self.tokenizer, [mark(*place) for place in places]))
+        prompts = iter(
+            render_each(
+                self.tokenizer,
+                [messages[:at] for messages, at in places if is_prompted_for(messages, at)],
+                add_generation_prompt=True,
+            )
+        )
+        asked = [
+            [
+                (next(marked), next(prompts) if is_prompted_for(r.messages, at) else "")
+                for at in reversed(r.trained)
+            ]
+            for r in renderings
+        ]
+        return [
+            attempt(find_replies, rendering, texts, self.control)
+            for rendering, texts in zip(renderings, asked, strict=True)
+        ]
+
+    def _label(self, found: list[Found]) -> list[dict | MaskError]:
+        self.tokenizer("", add_special_tokens=False)  # sets its backend to neither cut nor pad
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(
+            [replies.rendering.text for replies in found], add_special_tokens=False
+        )
+        return [attempt(label, *pair, self.control) for pair in zip(found, encodings, strict=True)]
+
+
+def mark(messages: list[dict], at: int) -> list[dict]:
+    """The conversation with the answer of the reply `messages[at]` swapped for the marker."""
+    thought, tag, _ = messages[at]["content"].rpartition("</think>")  # templates part it there
+    marked = {**messages[at], "content": thought + tag + MARK}
+    return [*messages[:at], marked, *messages[at + 1 :]]
+
+
+def is_prompted_for(messages: list[dict], at: int) -> bool:
+    """Whether inference would ask for that message with a generation prompt."""
+    return at > 0 and messages[at - 1]["role"] != "assistant"
+
+
+def find_replies(
+    rendering: Rendering, asked: list[tuple[str | MaskError, str | MaskError]], control
+) -> Found:
+    """Find the replies to train on, each with its end of turn.
+
+    Args:
+        asked: for each reply, from the last one on: the text with the marker in it, the prompt.
+    """
+    messages, text = rendering.messages, rendering.searched
     replies, last = [], None
-    for at in reversed(trained):
-        start, end = locate(messages, at, text, control.tokenizer)
+    for at, texts in zip(reversed(rendering.trained), asked, strict=True):
+        start, end = locate(messages, at, text, *texts)
         if last is None:
             last = end_of_last(messages, text, start, end, control)
             stop = end + len(last) if last else len(text)  # but for white space, that is the end
         else:
             stop = end + len(end_of_earlier(messages[at + 1], text, end, last, control))
         replies.append((start, stop))
-    return Rendering(real, replies, bool(last), forged)
+    return Found(rendering, replies, bool(last))
 
 
-def locate(messages: list[dict], at: int, text: str, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Where the reply `messages[at]` stands in `text`, from the end of the generation prompt on."""
+def locate(
+    messages: list[dict], at: int, text: str, swapped: str | MaskError, prompt: str | MaskError
+) -> tuple[int, int]:
+    """Where the reply `messages[at]` stands in `text`, from the end of the generation prompt on.
+
+    Args:
+        swapped: what `mark` made of the conversation, rendered.
+        prompt: the messages before it, rendered with a generation prompt; "" if inference has none.
+    """
     where, content = f"message {at + 1}", messages[at]["content"]
     thought, tag, answer = content.rpartition("</think>")  # where templates take it apart
     is_plain = thought.lstrip().startswith("<think>") and content.count("think>") == 2
-    marked = {**messages[at], "content": thought + tag + MARK}
-    swapped = render(tokenizer, [*messages[:at], marked, *messages[at + 1 :]])
-    before, mark, after = swapped.partition(MARK)
+    if isinstance(swapped, MaskError):
+        raise swapped
+    before, marker, after = swapped.partition(MARK)
     start, end = len(before), len(text) - len(after)
-    if not mark or not text.startswith(before) or not text.endswith(after):
+    if not marker or not text.startswith(before) or not text.endswith(after):
         raise MaskError("the chat template depends on the reply", f"{where} cannot be located")
     if text[start:end].strip() != answer.strip():
         raise MaskError("the chat template rewrites the reply", f"{where}: {answer.strip()[:40]!r}")
 
     # what inference supplies is not to be learnt; what it does not supply is, such as the empty
     # thought that a template writes before an answer without one
-    opens = at and messages[at - 1]["role"] != "assistant"
-    prompt = render(tokenizer, messages[:at], add_generation_prompt=True) if opens else ""
+    if isinstance(prompt, MaskError):
+        raise prompt
     fits = True
     if prompt and text.startswith(prompt) and len(prompt) <= start:
         start = len(prompt)
@@ -129,18 +237,27 @@ def locate(messages: list[dict], at: int, text: str, tokenizer: Tokenizer) -> tu
     return start, end
 
 
-def label(rendering: Rendering, ids, offsets, control: ControlTokens) -> dict[str, list[int]]:
-    """Labels for the tokens of the replies; `offsets` has the (first character, end) of each."""
-    if rendering.forged:
-        ids, offsets = tokenize_escaped(rendering.text, rendering.forged, control)
+def label(found: Found, encoding: Encoding, control: ControlTokens) -> dict[str, list[int]]:
+    """Labels for the tokens of the replies.
+
+    Raises:
+        MaskError: no token of it says that the last reply ends.
+    """
+    ids, place = encoding.ids, encoding.token_to_chars  # (first character, end) of a token
+    if found.rendering.forged:
+        ids, offsets = tokenize_escaped(found.rendering.text, found.rendering.forged, control)
+        place = offsets.__getitem__
     labels = [-100] * len(ids)
-    for start, stop in rendering.replies:
-        for position, (left, right) in enumerate(offsets):
-            # a token across the border belongs to the reply, unless it is a control token
-            across = left < start and ids[position] in control.ids
-            if left < stop and right > start and not across:
-                labels[position] = ids[position]
-    if not rendering.is_ended:  # the model would never learn to stop
+    for start, stop in found.replies:
+        first = bisect_right(range(len(ids)), start, key=lambda token: place(token)[1])
+        end = bisect_left(range(len(ids)), stop, key=lambda token: place(token)[0])
+        labels[first:end] = ids[first:end]
+        # a token across the border belongs to the reply, unless it is a control token
+        while first < end and place(first)[0] < start:
+            if ids[first] in control.ids:
+                labels[first] = -100
+            first += 1
+    if not found.is_ended:  # the model would never learn to stop
         if control.eos is None:
             raise MaskError("no end-of-turn token", "neither template nor tokenizer has one")
         ids, labels = [*ids, control.eos_id], [*labels, control.eos_id]

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
@@ -88,8 +89,8 @@ def page(args, report: Report, shown: dict, refusals: list, tokenizer: Tokenizer
         "used": len(report.lengths),
         "set aside": set_aside,
         "shortened": report.shortened,
-        "tokens": sum(report.lengths),
-        "trained tokens": sum(report.trained),
+        "tokens": report.tokens,
+        "trained tokens": report.trained_tokens,
     }
     counts = [(reason, count) for reason, count in report.set_aside.items()]
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
@@ -108,15 +109,13 @@ def page(args, report: Report, shown: dict, refusals: list, tokenizer: Tokenizer
     )
 
 
-def histogram(values: list[int], unit: str, limit: int | None = None, bins: int = 40) -> str:
+def histogram(values: np.ndarray, unit: str, limit: int | None = None, bins: int = 40) -> str:
     """How often each size occurs, as an SVG; `limit` is marked where it lies among the sizes."""
-    if not values:
+    if not values.size:
         return ""
-    low, high = min(values), max(values)
+    low, high = int(values.min()), int(values.max())
     bins = min(bins, high - low + 1)
-    counts = [0] * bins
-    for value in values:
-        counts[min(bins - 1, (value - low) * bins // max(1, high - low))] += 1
+    counts, _ = np.histogram(values, bins)
     width, height, tallest = 480, 120, max(counts)
     bars = "".join(
         f'<rect x="{number * width / bins:.1f}" width="{width / bins - 1:.1f}" '
@@ -124,7 +123,7 @@ def histogram(values: list[int], unit: str, limit: int | None = None, bins: int 
         f"<title>{count:,} rows</title></rect>"
         for number, count in enumerate(counts)
     )
-    median = sorted(values)[len(values) // 2]
+    median = np.sort(values)[len(values) // 2]
     note = f"{unit}: {low:,} to {high:,}, half of them up to {median:,}"
     if limit:
         note += f"; max_length is {limit:,}"

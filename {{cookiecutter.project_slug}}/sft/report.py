@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -37,12 +38,12 @@ def show_rows(reports: dict[str, Report]) -> None:
         line(f"set aside: {reason}", [r.set_aside.get(reason, 0) for r in splits])
     if any(r.shortened for r in splits):
         line("shortened to max_length", [r.shortened for r in splits])
-    if not all(r.lengths for r in splits):
+    if not all(r.lengths.size for r in splits):
         return console.print(table)
-    line("median length, tokens", [sorted(r.lengths)[len(r.lengths) // 2] for r in splits])
-    line("longest, tokens", [max(r.lengths) for r in splits])
-    line("trained tokens", [f"{sum(r.trained):,}" for r in splits])
-    line("share of all tokens", [f"{sum(r.trained) / sum(r.lengths):.0%}" for r in splits])
+    line("median length, tokens", [np.sort(r.lengths)[len(r.lengths) // 2] for r in splits])
+    line("longest, tokens", [r.lengths.max() for r in splits])
+    line("trained tokens", [f"{r.trained_tokens:,}" for r in splits])
+    line("share of all tokens", [f"{r.trained_tokens / r.tokens:.0%}" for r in splits])
     console.print(table)
 
 
@@ -64,10 +65,10 @@ def summarize(
     summary = {
         "rows_used": len(report.lengths),
         "rows_set_aside": sum(report.set_aside.values()),
-        "trained_tokens_seen": round(state.epoch * sum(report.trained)),
+        "trained_tokens_seen": round(state.epoch * report.trained_tokens),
         "steps": state.global_step,
         "seconds": seconds,
-        "tokens_per_second": passes * sum(report.lengths) / seconds,
+        "tokens_per_second": passes * report.tokens / seconds,
     }
     if losses:
         summary["train_loss"] = losses[-1]
@@ -88,8 +89,8 @@ def estimated_peak(trainer, args, report: Report) -> int:
     """
     answers = json.loads((ROOT / "answers.json").read_text(encoding="utf-8"))["answers"]
     settings = {**answers, **trainer.args.to_dict(), **vars(args)}
-    settings["max_length"] = max(report.lengths)
-    settings["trained_share"] = sum(report.trained) / sum(report.lengths)
+    settings["max_length"] = int(report.lengths.max())
+    settings["trained_share"] = report.trained_tokens / report.tokens
     return estimate(trainer.model.config.to_dict(), settings).peak
 
 

@@ -5,13 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch.nn.functional as F
 import transformers
 from transformers import DataCollator, PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.config import say
+from sft.prepare import column
 
 
 class Trainer(transformers.Trainer):
@@ -39,7 +39,7 @@ class Trainer(transformers.Trainer):
             return super()._get_train_sampler()
         batch, args = self.args.train_batch_size, self.args
         step = batch * args.gradient_accumulation_steps * args.world_size
-        return self._sampler(np.asarray(self.train_dataset["length"]), step, batch, args.seed)
+        return self._sampler(column(self.train_dataset, "length"), step, batch, args.seed)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint:
