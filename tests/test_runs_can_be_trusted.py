@@ -91,6 +91,35 @@ def test_training_computes_logits_for_trained_tokens_alone(project):
     assert rows == trained > 0
 
 
+def order_of_rows(options: list) -> tuple[list, list]:
+    """The rows of the first epoch as training takes them, and as the collator's sampler has them."""
+    import train
+    from sft.collator import EvenSampler
+    from sft.prepare import column
+
+    seen = []
+
+    class Trainer(train.Trainer):
+        def train(self, **kwargs):
+            batches = self.get_train_dataloader()
+            lengths = column(self.train_dataset, "length")
+            starts = [batch["cu_seq_lens_q"].diff().tolist() for batch in batches]
+            wanted = EvenSampler(lengths, 4, 2, self.args.seed)
+            seen.append([n for batch in starts for n in batch])
+            seen.append([int(lengths[row]) for row in wanted])
+            return super().train(**kwargs)
+
+    train.Trainer = Trainer
+    train.main(options)
+    return seen[0], seen[1]
+
+
+def test_rows_come_in_the_order_that_the_collator_wants(project):
+    options = ["--max_steps=1", "--gradient_accumulation_steps=2", "--output_dir=order"]
+    taken, wanted = in_project(project, order_of_rows, [*SMALL, *options])
+    assert taken == wanted and len(set(wanted)) > 1
+
+
 def test_with_smoothed_labels_the_loss_has_the_logits_it_wants(project):
     options = [*SMALL, "--max_steps=3", "--label_smoothing_factor=0.1", "--output_dir=smooth"]
     assert in_project(project, run, options)["losses"][-1] > 0
