@@ -69,7 +69,7 @@ CONTENDERS = [
     Contender(
         "lf-packing",
         "llamafactory",
-        "LLaMA-Factory, no checkpointing, packing",
+        "LLaMA-Factory, no checkpointing, packing (rows see one another)",
         _LF | {"packing": True},
         packs=True,
     ),
@@ -165,6 +165,7 @@ class Workshop:
                 "HF_DATASETS_CACHE": f"{cache}/datasets",
                 "HF_HUB_OFFLINE": "1",
                 "OMP_NUM_THREADS": str(self.threads),
+                "OMP_WAIT_POLICY": "passive",  # waiting in a loop would count as work
                 "PYTHONDONTWRITEBYTECODE": "1",
             }
             worker = BENCH / "workers" / f"with_{framework.replace('ours', 'project')}.py"
@@ -202,6 +203,7 @@ def training_job(
     max_length: int,
     warmup: int,
     steps: int | None = None,
+    quantization: str = "none",
 ) -> dict:
     """What a worker has to know to train.
 
@@ -216,7 +218,7 @@ def training_job(
         "project": contender.framework == "ours"
         and workshop.project(
             base_model="Qwen/Qwen3-0.6B",
-            quantization="none",
+            quantization=quantization,
             lora_targets="attention" if lora else "full",
             collator=contender.collator,
             prompt_template=source.prompt,
@@ -227,6 +229,7 @@ def training_job(
         "rows": rows,
         "max_length": max_length,
         "dtype": "float32",
+        "quantization": quantization,
         "lora": LORA if lora else None,
         "targets": TARGETS,
         "warmup": warmup,

@@ -8,7 +8,6 @@ import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -137,17 +136,18 @@ def build_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(rows: dict[str, list[dict]], folder: Path) -> PreTrainedTokenizerFast:
-    """Save tokenizer and model in `folder`, where every framework loads them from."""
-    texts = (
-        text for these in rows.values() for row in islice(these, 8000) for text in row.values()
-    )
-    tokenizer = build_tokenizer(texts)
+def tokenizer_of(rows: Iterable[list[dict]]) -> PreTrainedTokenizerFast:
+    """A tokenizer for these rows."""
+    return build_tokenizer(text for these in rows for row in these[:8000] for text in row.values())
+
+
+def build_model(
+    shape: dict, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype=torch.float32
+) -> dict:
+    """Save a random Qwen3 of that shape, where every framework loads it from."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        **SHAPE, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    config.dtype = torch.float32
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = Qwen3ForCausalLM._from_config(Qwen3Config(**shape, **ids), dtype=dtype)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return tokenizer
+    return {"folder": str(folder), "pad_token_id": tokenizer.pad_token_id}

@@ -6,6 +6,7 @@ from statistics import median
 
 from contenders import BENCH, BY_NAME
 
+LABELS = {name: contender.label for name, contender in BY_NAME.items()}
 FRAMEWORKS = {"ours": "this template", "trl": "TRL", "llamafactory": "LLaMA-Factory"}
 BEGIN, END = "<!-- results: written by report.py -->\n", "<!-- end of results -->"
 
@@ -40,31 +41,29 @@ def about(found: dict) -> str:
         if these
     ]
     machine = found["machine"]
+    card = f"{machine['card']}, " if "card" in machine else ""
     where = (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
+        f"{card}{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
         f"{machine['system']}; {found['threads']} threads; {found['date']}."
     )
     return f"<sub>{where} {'; '.join(named)}.</sub>"
 
 
 def framework(name) -> str:
+    """Whose run that is; those over sizes are all ours."""
     if name in BY_NAME:
         return BY_NAME[name].framework
-    return name if name in FRAMEWORKS else "ours"
+    first = str(name).partition("-")[0]
+    return first if first in FRAMEWORKS else "ours"
 
 
 def brief(entry: dict) -> str:
     """A run in a line, while it is measured."""
     if "unavailable" in entry:
         return f"{entry['name']}: {entry['unavailable']}"
-    shown = {
-        "tokens_per_cpu_second": "{:,.0f} tokens per CPU-second",
-        "rows_per_cpu_second": "{:,.0f} rows per CPU-second",
-        "memory_growth": "{:,.0f} bytes more",
-    }
-    return f"{entry['name']}: " + ", ".join(
-        form.format(entry[key]) for key, form in shown.items() if key in entry
-    )
+    unit = "tokens" if "tokens_per_cpu_second" in entry else "rows"
+    speed, grown = entry[f"{unit}_per_cpu_second"], entry["memory_growth"] / 2**20
+    return f"{entry['name']}: {speed:,.0f} {unit} per CPU-second, {grown:,.0f} MB more"
 
 
 def compare(ours: list, theirs: list, model: str) -> dict:
@@ -136,7 +135,7 @@ def compared(group: dict, label, line, width: int) -> list[list]:
 
 
 def contender_label(name: str) -> str:
-    return f"**{BY_NAME[name].label}**" if name == "ours" else BY_NAME[name].label
+    return f"**{LABELS[name]}**" if name == "ours" else LABELS[name]
 
 
 def labels_section(found: dict) -> list[str]:
@@ -247,17 +246,45 @@ def growth_section(found: dict) -> list[str]:
     return lines
 
 
+def gpu_section(found: dict) -> list[str]:
+    lines = ["### On a GPU"]
+    head = ["", "tokens per second", "ours does … times as much", "of the peak", "memory, peak"]
+    peak = found["peak_tflops"]
+
+    def line(ours, runs):
+        key = "tokens_per_second"
+        return [
+            f"{middle(runs, key):,.0f}",
+            "" if missing(ours) else spread(times(ours, runs, key)),
+            f"{middle(runs, 'tflops') / peak:.0%}" if peak else "",
+            f"{middle(runs, 'memory_peak') / 2**30:,.1f} GB",
+        ]
+
+    for (size, what), group in grouped(found["runs"], "size", "what").items():
+        title = f"Qwen3-{size}, {what}, {found['rows_per_step']} rows a step"
+        rows = compared(group, found["labels"].get, line, len(head) - 1)
+        lines += ["", f"**{title}**", "", *table(head, rows)]
+    return lines
+
+
 SECTIONS = {
     "labels": labels_section,
     "training": training_section,
     "memory": memory_section,
     "preprocessing": preprocessing_section,
     "growth": growth_section,
+    "gpu": gpu_section,
+}
+
+
+PANELS = {
+    "training": (("dataset", "method", "rows_per_step"), "tokens_per_cpu_second", "rows a step"),
+    "preprocessing": (("dataset", "processes"), "rows_per_cpu_second", "process"),
 }
 
 
 def draw(results: Path) -> None:
-    """A chart of the first training setting and the first preprocessing setting."""
+    """A chart of the first training setting and of the first preprocessing setting."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -265,50 +292,37 @@ def draw(results: Path) -> None:
     from matplotlib import pyplot
 
     panels = []
-    for part, keys, key, title in (
-        (
-            "training",
-            ("dataset", "method", "rows_per_step"),
-            "tokens_per_cpu_second",
-            "Training: tokens per CPU-second",
-        ),
-        (
-            "preprocessing",
-            ("dataset", "processes"),
-            "rows_per_cpu_second",
-            "Preprocessing: rows per CPU-second",
-        ),
-    ):
+    for part, (keys, key, last) in PANELS.items():
         file = results / f"{part}.json"
         if file.exists():
             runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
             setting, group = next(iter(grouped(runs, *keys).items()))
             group = {name: these for name, these in group.items() if not missing(these)}
-            panels.append((title, setting, group, key))
+            unit = key.replace("_", " ").replace("cpu second", "CPU-second")
+            panels.append((f"{unit} ({', '.join(map(str, setting))} {last})", group, key))
     if not panels:
         return
-    heights = [len(group) for _, _, group, _ in panels]
+    bars = [len(group) for _, group, _ in panels]
     figure, axes = pyplot.subplots(
         len(panels),
-        figsize=(8, 0.36 * sum(heights) + 1.1 * len(panels)),
-        height_ratios=heights,
+        figsize=(10, 0.34 * sum(bars) + 0.8 * len(panels)),
+        height_ratios=bars,
         layout="constrained",
         squeeze=False,
     )
-    for (title, setting, group, key), axis in zip(panels, axes[:, 0], strict=True):
-        names = list(group)[::-1]
-        values = [[run[key] for run in group[name]] for name in names]
-        middles = [median(these) for these in values]
-        error = [[m - min(v), max(v) - m] for m, v in zip(middles, values, strict=True)]
-        shown = [FRAMEWORKS.get(name) or BY_NAME[name].label for name in names]
-        if key.startswith("tokens"):
-            shown = [BY_NAME[name].label.replace("`", "") for name in names]
-        colors = ["#2b6cb0" if name == "ours" else "#b8c2cc" for name in names]
-        axis.barh(shown, middles, color=colors, xerr=list(zip(*error, strict=True)))
-        axis.bar_label(axis.containers[-1], [f"{m:,.0f}" for m in middles], padding=8)
-        axis.margins(x=0.12)
-        words = ["rows a step" if key.startswith("tokens") else "process"]
-        axis.set_title(f"{title} ({', '.join(map(str, setting))} {words[0]})", loc="left")
+    for (title, group, key), axis in zip(panels, axes[:, 0], strict=True):
+        values = {name: [run[key] for run in group[name]] for name in reversed(group)}
+        middles = [median(these) for these in values.values()]
+        errors = [(median(v) - min(v), max(v) - median(v)) for v in values.values()]
+        bars = axis.barh(
+            [(FRAMEWORKS if "rows" in key else LABELS)[name].replace("`", "") for name in values],
+            middles,
+            xerr=list(zip(*errors, strict=True)),
+            color=["#2b6cb0" if name == "ours" else "#b8c2cc" for name in values],
+        )
+        axis.bar_label(bars, [f"{number:,.0f}" for number in middles], padding=8)
+        axis.set_title(title, loc="left")
+        axis.margins(x=0.1, y=0.02)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(results / "chart.svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)

@@ -42,9 +42,8 @@ class Bench:
         self.args = args
         self.workshop = Workshop(args.envs, args.threads)
         everything = {name: data.read(name, getattr(args, name)) for name in SOURCES}
-        self.model = {"folder": str(WORK / "model")}
-        tokenizer = data.build_model(everything, WORK / "model")
-        self.model["pad_token_id"] = tokenizer.pad_token_id
+        tokenizer = data.tokenizer_of(everything.values())
+        self.model = data.build_model(data.SHAPE, tokenizer, WORK / "model")
         self.rows, self.mean_length, self.files = {}, {}, {}
         for name, source in SOURCES.items():
             lengths = data.lengths(everything[name], source, tokenizer)
@@ -100,11 +99,11 @@ class Bench:
             result[f"rows_per_{unit}_second"] = result["rows"] / result[f"{unit}_seconds"]
         return result
 
-    def rounds(self, what: list, run, **about):
-        """Each of `what` in turn, over and over: a slow minute of the machine hits all of them."""
+    def rounds(self, names: list, run, **about) -> list[dict]:
+        """Each of `names` in turn, over and over: a slow minute of the machine hits all of them."""
         runs = []
         for number in range(1, self.args.rounds + 1):
-            for name in what:
+            for name in names:
                 entry = {"name": name, "round": number, **about}
                 try:
                     entry |= run(name)
@@ -187,7 +186,7 @@ def growth(bench: Bench) -> list[dict]:
     def over_batch(tokens):
         steps = max(2, 2 * max(batches) // tokens)
         limits = {"warmup": 1, "steps": steps}
-        return bench.train(ours, files[counts[-1]], "dialogues", "full", batches[tokens], **limits)
+        return bench.train(ours, files[counts[1]], "dialogues", "full", batches[tokens], **limits)
 
     def over_rows_prepared(count):
         return bench.prepare("ours", files[count], "dialogues")

@@ -29,10 +29,12 @@ class Meter:
         warmup: the first steps, which are not timed.
         steps: how many are, or None for all there are in one pass over the rows.
         pad_token_id: the one token that is padding wherever it stands.
+        cuda: `torch.cuda` where that is trained on.
     """
 
-    def __init__(self, warmup: int, steps: int | None, pad_token_id: int):
+    def __init__(self, warmup: int, steps: int | None, pad_token_id: int, cuda=None):
         self.warmup, self.steps, self.pad_token_id = warmup, steps, pad_token_id
+        self.cuda = cuda
         self.calls = 0
         self.tokens = self.padded = self.trained = 0
         self.all_tokens = self.all_trained = 0
@@ -40,11 +42,9 @@ class Meter:
 
     def attach(self) -> None:
         """Put the meter around `Trainer.training_step`, and end training after one pass."""
-        import torch
         import transformers
         from transformers.trainer_callback import CallbackHandler
 
-        self.cuda = torch.cuda if torch.cuda.is_available() else None
         training_step = transformers.Trainer.training_step
 
         def metered(trainer, model, inputs, num_items_in_batch=None):
@@ -117,7 +117,10 @@ class Meter:
 
 def measure_training(job: dict, train) -> dict:
     """Run `train` until the meter has seen enough."""
-    meter = Meter(job["warmup"], job.get("steps"), job["pad_token_id"])
+    import torch
+
+    cuda = None if job["training"]["use_cpu"] else torch.cuda
+    meter = Meter(job["warmup"], job["steps"], job["pad_token_id"], cuda)
     meter.attach()
     try:
         train()

@@ -38,7 +38,7 @@ def lora(job: dict):
 
 
 def quantization(job: dict):
-    if job.get("quantization") != "nf4":
+    if job["quantization"] != "nf4":
         return None
     import torch
     from transformers import BitsAndBytesConfig
