@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -116,8 +117,8 @@ class Workshop:
                 self._install(framework, python)
             except subprocess.CalledProcessError as error:
                 shutil.rmtree(self.envs / framework)
-                last = (error.stderr or "").strip().splitlines()[-1:] or ["no word why"]
-                self.missing[framework] = f"not installed: {harmless(last[0])}"
+                lines = [line for line in error.stderr.splitlines() if "ERROR" in line]
+                self.missing[framework] = f"not installed: {harmless([*lines, 'no word why'][0])}"
                 raise Unavailable(self.missing[framework]) from None
         return str(python)
 
@@ -187,8 +188,7 @@ class Workshop:
 
 def harmless(line: str) -> str:
     """A line of an error without the paths and addresses of this machine."""
-    words = ("…" if "://" in word or "/" in word[:1] + word[1:2] else word for word in line.split())
-    return " ".join(words)[:160]
+    return re.sub(r"\S*(://|host=|['\"(=]/)\S*|(?<!\S)/\S+", "…", line)[:160]
 
 
 def training_job(
