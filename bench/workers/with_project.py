@@ -1,0 +1,60 @@
+"""A job done by a project that this template writes: by its own train.py and its own sft/."""
+
+import os
+import sys
+
+import meter
+
+
+def enter(job: dict) -> list[str]:
+    """Go into the project's folder; returns the job's settings as its command line."""
+    os.chdir(job["project"])
+    sys.path.insert(0, job["project"])
+    settings = {
+        "base_model_path": job["model"],
+        "dataset": job["rows"]["ours"],
+        "max_length": job["max_length"],
+        "test_size": 0,
+        "output_dir": job["output_dir"],
+        **job["options"],
+    }
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+def train(job: dict) -> dict:
+    argv = enter(job)
+    from train import main
+
+    argv += [
+        f"--{key}={value}"
+        for key, value in {
+            **job["training"],
+            "dtype": job["dtype"],
+            "eval_strategy": "no",
+            **(job["lora"] or {}),
+        }.items()
+    ]
+    return meter.measure_training(job, lambda: main(argv))
+
+
+def prepare(job: dict) -> dict:
+    argv = enter(job)
+    from sft.config import ProjectArguments, project_arguments
+    from sft.model import load_tokenizer
+    from sft.prepare import prepare
+    from sft.rows import load_rows
+
+    if job["processes"] > 1:
+        if "dataset_num_proc" not in ProjectArguments.__dataclass_fields__:
+            raise SystemExit("the project has no key for several processes")
+        argv.append(f"--dataset_num_proc={job['processes']}")
+    args = project_arguments(argv)
+    tokenizer = load_tokenizer(args.base_model_path)
+    result = {}
+    with meter.measure_preparing(result):
+        datasets, _ = prepare(load_rows(args), tokenizer, args)
+    return result | meter.describe(datasets["train"])
+
+
+if __name__ == "__main__":
+    meter.main(train=train, prepare=prepare)
