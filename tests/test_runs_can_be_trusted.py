@@ -92,7 +92,7 @@ def test_training_computes_logits_for_trained_tokens_alone(project):
 
 
 def order_of_rows(options: list) -> tuple[list, list]:
-    """The rows of the first epoch as training takes them, and as the collator's sampler has them."""
+    """Lengths of the rows as training takes them, and as the collator's sampler has them."""
     import train
     from sft.collator import EvenSampler
     from sft.prepare import column
