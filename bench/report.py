@@ -19,11 +19,13 @@ def write(results: Path, page: Path | None) -> None:
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
             sections.append("\n".join(section(found)) + "\n\n" + about(found))
-    text = "\n\n".join(sections)
     draw(results)
     if page is None:
-        print(text)
+        print("\n\n".join(sections))
         return
+    if (results / "chart.svg").exists():
+        sections.insert(0, "![Speed of training and of preprocessing](results/chart.svg)")
+    text = "\n\n".join(sections)
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text(f"{before}{BEGIN}\n{text}\n\n{END}{after}", encoding="utf-8")
