@@ -25,6 +25,7 @@ class Contender:
         framework: whose environment and worker do it.
         options: its own arguments, where they differ from its own defaults.
         collator: for "ours": the answer to that prompt.
+        all_logits: for "ours": whether they are computed for prompts and padding, too.
         packs: whether a row of its batches holds several of the dataset.
     """
 
@@ -34,6 +35,7 @@ class Contender:
     options: dict = field(default_factory=dict)
     collator: str = "padding_free"
     packs: bool = False
+    all_logits: bool = False
 
 
 _FREE = {"gradient_checkpointing": False}
@@ -42,7 +44,8 @@ _GROUPED = {"train_sampling_strategy": "group_by_length"}
 
 CONTENDERS = [
     Contender("ours", "ours", "this template, padding_free"),
-    Contender("plain", "ours", "plain padded `Trainer` (this template, seq2seq)", {}, "seq2seq"),
+    Contender("padded", "ours", "this template, seq2seq", collator="seq2seq"),
+    Contender("plain", "ours", "plain `Trainer`, padded", collator="seq2seq", all_logits=True),
     Contender("trl", "trl", "TRL, defaults"),
     Contender("trl-free", "trl", "TRL, no checkpointing", _FREE),
     Contender("trl-grouped", "trl", "TRL, no checkpointing, grouped by length", _FREE | _GROUPED),
@@ -235,6 +238,7 @@ def training_job(
         "warmup": warmup,
         "steps": steps,
         "options": contender.options,
+        "all_logits": contender.all_logits,
         "training": {
             "use_cpu": True,
             "per_device_train_batch_size": rows_per_step,

@@ -166,6 +166,7 @@ def training_section(found: dict) -> list[str]:
         "padding",
         "mean loss",
         "memory grows by",
+        "ours takes of it",
     ]
 
     def line(ours, runs):
@@ -178,26 +179,7 @@ def training_section(found: dict) -> list[str]:
             f"{padding:.0%}",
             f"{median(run['pass']['loss'] for run in runs):.4f}",
             f"{middle(runs, 'memory_growth') / 2**20:,.0f} MB",
-        ]
-
-    for (dataset, method, rows), group in grouped(
-        found["runs"], "dataset", "method", "rows_per_step"
-    ).items():
-        title = f"{dataset}, {'LoRA' if method == 'lora' else 'full'}, {rows} rows a step"
-        rows = compared(group, contender_label, line, len(head) - 1)
-        lines += ["", f"**{title}**", "", *table(head, rows)]
-    return lines
-
-
-def memory_section(found: dict) -> list[str]:
-    lines = ["### Memory of training"]
-    head = ["", "grows by", "ours takes of it", "peak of the process"]
-
-    def line(ours, runs):
-        return [
-            f"{middle(runs, 'memory_growth') / 2**20:,.0f} MB",
-            "" if missing(ours) else spread(times(ours, runs, "memory_growth"), "{:.0%}"),
-            f"{middle(runs, 'memory_peak') / 2**20:,.0f} MB",
+            spread(times(ours, runs, "memory_growth"), "{:.0%}") if not missing(ours) else "",
         ]
 
     for (dataset, method, rows), group in grouped(
@@ -272,7 +254,6 @@ def gpu_section(found: dict) -> list[str]:
 SECTIONS = {
     "labels": labels_section,
     "training": training_section,
-    "memory": memory_section,
     "preprocessing": preprocessing_section,
     "growth": growth_section,
     "gpu": gpu_section,

@@ -23,8 +23,11 @@ def enter(job: dict) -> list[str]:
 
 def train(job: dict) -> dict:
     argv = enter(job)
+    from sft import trainer
     from train import main
 
+    if job["all_logits"]:
+        trainer.LogitsWhereTrained = lambda collator, takes_mask: collator
     argv += [
         f"--{key}={value}"
         for key, value in {
@@ -39,15 +42,12 @@ def train(job: dict) -> dict:
 
 def prepare(job: dict) -> dict:
     argv = enter(job)
-    from sft.config import ProjectArguments, project_arguments
+    from sft.config import project_arguments
     from sft.model import load_tokenizer
     from sft.prepare import prepare
     from sft.rows import load_rows
 
-    if job["processes"] > 1:
-        if "dataset_num_proc" not in ProjectArguments.__dataclass_fields__:
-            raise SystemExit("the project has no key for several processes")
-        argv.append(f"--dataset_num_proc={job['processes']}")
+    argv.append(f"--dataset_num_proc={job['processes']}")
     args = project_arguments(argv)
     tokenizer = load_tokenizer(args.base_model_path)
     result = {}
