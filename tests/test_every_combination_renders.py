@@ -19,8 +19,9 @@ launch/two_machines.yaml preview.py pyproject.toml sft/__init__.py sft/adapter.p
 sft/config.py sft/control_tokens.py sft/conversation.py sft/dataset.py sft/end_of_turn.py
 sft/machine.py sft/model.py sft/prepare.py
 sft/preprocess.py sft/preview.html sft/preview.py sft/quantization.py sft/report.py sft/rows.py
-sft/smoke.py sft/trainer.py sft/vram.py tests/conftest.py tests/oracle.py tests/test_collator.py
-tests/test_dataset.py tests/test_mask.py tests/test_train.py tests/test_vram.py train.py vram.py
+sft/smoke.py sft/tokens.py sft/trainer.py sft/vram.py tests/conftest.py tests/oracle.py
+tests/test_collator.py tests/test_dataset.py tests/test_mask.py tests/test_train.py
+tests/test_vram.py train.py vram.py
 """.split()
 
 # what a file of one answer must not say, since it was not chosen

@@ -1,5 +1,6 @@
 """Rows to examples: encoded in batches, cached, and what cannot be trained on set aside."""
 
+import gc
 import inspect
 import os
 import random
@@ -8,13 +9,14 @@ from collections import Counter
 from dataclasses import dataclass, fields
 
 import numpy as np
+import pyarrow
 import tokenizers
 import transformers
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft import control_tokens, conversation, end_of_turn, preprocess
+from sft import control_tokens, conversation, end_of_turn, preprocess, tokens
 from sft.conversation import attempt, of_sound
 from sft.dataset import DatasetArguments, columns, to_messages
 from sft.preprocess import Encoder
@@ -31,7 +33,7 @@ FEATURES = Features(
     }
 )
 
-ROWS_PER_PROCESS = 10_000  # with fewer, a process costs more time than it saves
+ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
 
 ADVICE = {
     "longer than max_length": "raise max_length, or set truncation_mode",
@@ -59,24 +61,36 @@ class Report:
         return int(self.trained.sum())
 
     @classmethod
-    def of(cls, encoded: Dataset) -> "Report":
+    def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "Report":
+        """The report of what `encode_rows` returned, or of the rows at these positions in it."""
+        rows = np.arange(len(encoded)) if rows is None else rows
+        used = np.intersect1d(rows, usable(encoded))
+        refused = encoded.select(np.setdiff1d(rows, used)).select_columns(["row", "reason"])
         set_aside, first = Counter(), {}
-        lengths, used = column(encoded, "length"), usable(encoded)
-        refused = encoded.select(np.flatnonzero(lengths == 0)).select_columns(["row", "reason"])
         for batch in refused.iter(1000):
             for row, reason in zip(batch["row"], batch["reason"], strict=True):
                 kind, _, detail = reason.partition(": ")
                 set_aside[kind] += 1
                 first.setdefault(kind, f"row {row}: {detail}" if detail else f"row {row}")
-        shortened = int(column(encoded, "shortened").sum())
-        trained = column(encoded, "trained")[used]
-        reasons = dict(set_aside.most_common())
-        return cls(len(encoded), reasons, first, shortened, lengths[used], trained)
+        return cls(
+            rows=len(rows),
+            set_aside=dict(set_aside.most_common()),
+            first=first,
+            shortened=int(column(encoded, "shortened")[used].sum()),
+            lengths=column(encoded, "length")[used],
+            trained=column(encoded, "trained")[used],
+        )
 
 
-def column(encoded: Dataset, name: str) -> np.ndarray:
-    """A column of numbers, read without the others."""
-    return encoded.select_columns([name]).with_format("numpy")[:][name]
+def column(examples: Dataset, name: str) -> np.ndarray:
+    """A column of numbers, read without the tokens, and at once: datasets gathers row by row."""
+    values = examples.data.column(name).to_numpy()
+    return values if examples._indices is None else values[examples._indices.column(0).to_numpy()]
+
+
+def usable(encoded: Dataset) -> np.ndarray:
+    """The positions of the rows that can be trained on."""
+    return np.flatnonzero(column(encoded, "length"))
 
 
 def prepare(
@@ -90,34 +104,27 @@ def prepare(
         SystemExit: a column is missing, no row is left, or more than `max_set_aside` are set aside.
     """
     encoded = {split: encode_rows(these, tokenizer, args) for split, these in rows.items()}
-    for split, these in encoded.items():
-        _refuse_too_many(split, Report.of(these), args)
-    if "evaluation" not in encoded and args.test_size:
-        encoded = _hold_out(encoded["train"], args.test_size)
     reports = {split: Report.of(these) for split, these in encoded.items()}
+    for split, report in reports.items():
+        _refuse_too_many(split, report, args)
+    used = {split: usable(these) for split, these in encoded.items()}
+    if "evaluation" not in encoded and args.test_size and len(used["train"]) > 1:
+        held_out = _hold_out(used["train"], args.test_size)
+        encoded["evaluation"] = whole = encoded["train"]
+        rest = np.setdiff1d(np.arange(len(whole)), held_out)
+        reports = {"train": Report.of(whole, rest), "evaluation": Report.of(whole, held_out)}
+        used = {"train": np.setdiff1d(used["train"], held_out), "evaluation": held_out}
     examples = {
-        split: these.select(usable(these)).select_columns(["input_ids", "labels", "length"])
-        for split, these in encoded.items()
+        split: encoded[split].select(positions).select_columns(["input_ids", "labels", "length"])
+        for split, positions in used.items()
     }
     return examples, reports
 
 
-def usable(encoded: Dataset) -> np.ndarray:
-    """The positions of the rows that can be trained on."""
-    return np.flatnonzero(column(encoded, "length"))
-
-
-def _hold_out(encoded: Dataset, test_size: float) -> dict[str, Dataset]:
+def _hold_out(used: np.ndarray, test_size: float) -> np.ndarray:
     """A share of the usable rows, the same ones whenever the run is started again."""
-    used = usable(encoded)
-    if len(used) < 2:
-        return {"train": encoded}
     count = min(max(1, round(test_size * len(used))), len(used) - 1)
-    held_out = np.sort(used[random.Random(0).sample(range(len(used)), count)])
-    return {
-        "train": encoded.select(np.delete(np.arange(len(encoded)), held_out)),
-        "evaluation": encoded.select(held_out),
-    }
+    return np.sort(used[random.Random(0).sample(range(len(used)), count)])
 
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
@@ -132,23 +139,29 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
             f"dataset {args.dataset!r} has no column {missing[0]!r}; "
             f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
         )
-    encoder = Encoder(tokenizer, args.turns, args.control_tokens)
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
-    return rows.map(
-        _encode_batch,
-        batched=True,
-        with_indices=True,
-        fn_kwargs={"encoder": encoder, "args": args},
-        remove_columns=rows.column_names,
-        features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
-        desc="Tokenizing and masking",
-        num_proc=processes or None,
-        # the cache must forget when the tokenizer, the template, a setting or this code changes
-        new_fingerprint=_fingerprint(rows, tokenizer, args),
-    )
+    gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
+    try:
+        return rows.map(
+            _encode_batch,
+            batched=True,
+            with_indices=True,
+            fn_kwargs={
+                "encoder": Encoder(tokenizer, args.turns, args.control_tokens),
+                "args": args,
+            },
+            remove_columns=rows.column_names,
+            features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
+            desc="Tokenizing and masking",
+            num_proc=processes or None,
+            # the cache must forget when the tokenizer, the template, a setting or this code changes
+            new_fingerprint=_fingerprint(rows, tokenizer, args),
+        )
+    finally:
+        gc.unfreeze()
 
 
-def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> dict:
+def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> pyarrow.Table:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     conversations = [attempt(to_messages, row, args) for row in rows]
     whole = of_sound(encoder.encode_batch, conversations)
@@ -171,7 +184,7 @@ def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> di
                 "shortened": sound and example is not before,
             }
         )
-    return {name: [example[name] for example in examples] for name in FEATURES}
+    return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
 
 
 def _refuse_too_many(split: str, report: Report, args) -> None:
@@ -199,6 +212,7 @@ def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
         conversation,
         control_tokens,
         end_of_turn,
+        tokens,
         inspect.getmodule(to_messages),
         sys.modules[__name__],
     )

@@ -4,21 +4,19 @@ The model is to learn the assistant's replies and where they end, nothing else: 
 itself where it is learnt, and -100 where the loss passes over it. Where a reply stands is the chat
 template's secret, so we ask the template. `locate` renders the conversation again with the reply
 swapped for a marker: what stands left and right of the marker is the template's own text, what is
-left over in the real text is the reply. The real text is tokenized once, and the tokenizer's
-offsets carry the reply from characters to tokens.
+left over in the real text is the reply. The real text is tokenized once, and sft/tokens.py carries
+the reply from characters to tokens.
 
 Where any of this does not hold, a `MaskError` says why: there is a mask that is right, or none.
 
 Conversations are rendered and tokenized by the batch: one call for many costs much less than many.
 """
 
-from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
-from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.control_tokens import ControlTokens, hide_forged, tokenize_escaped
+from sft.control_tokens import ControlTokens, Span, hide_forged, tokenize_escaped
 from sft.conversation import (
     MaskError,
     attempt,
@@ -30,6 +28,7 @@ from sft.conversation import (
     thinking,
 )
 from sft.end_of_turn import end_of_earlier, end_of_last
+from sft.tokens import Tokens
 
 MARK = "\u2060reply\u2060"  # word joiners: a template that trims the reply leaves the marker whole
 
@@ -91,6 +90,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, turns: str, control_tokens: str):
         self.tokenizer, self.turns, self.policy = tokenizer, turns, control_tokens
         self.control = ControlTokens(tokenizer)
+        self.tokens = Tokens(tokenizer, self.control)
 
     def encode(self, messages: list[dict]) -> dict[str, list[int]]:
         """The example of one conversation, whatever its length.
@@ -156,11 +156,13 @@ class Encoder:
         ]
 
     def _label(self, found: list[Found]) -> list[dict | MaskError]:
-        self.tokenizer("", add_special_tokens=False)  # sets its backend to neither cut nor pad
-        encodings = self.tokenizer.backend_tokenizer.encode_batch(
-            [replies.rendering.text for replies in found], add_special_tokens=False
+        tokens = self.tokens.encode_batch(
+            [one.rendering.text for one in found], [one.replies for one in found]
         )
-        return [attempt(label, *pair, self.control) for pair in zip(found, encodings, strict=True)]
+        return [
+            attempt(label, one, *ids_and_places, self.tokens)
+            for one, ids_and_places in zip(found, tokens, strict=True)
+        ]
 
 
 def mark(messages: list[dict], at: int) -> list[dict]:
@@ -237,26 +239,19 @@ def locate(
     return start, end
 
 
-def label(found: Found, encoding: Encoding, control: ControlTokens) -> dict[str, list[int]]:
-    """Labels for the tokens of the replies.
+def label(found: Found, ids: list[int], places: list[Span], tokens: Tokens) -> dict[str, list[int]]:
+    """Labels for the tokens of the replies; `places` has the (first token, end) of each.
 
     Raises:
         MaskError: no token of it says that the last reply ends.
     """
-    ids, place = encoding.ids, encoding.token_to_chars  # (first character, end) of a token
+    control = tokens.control
     if found.rendering.forged:
         ids, offsets = tokenize_escaped(found.rendering.text, found.rendering.forged, control)
-        place = offsets.__getitem__
+        places = tokens.by_offset(ids, offsets.__getitem__, found.replies)
     labels = [-100] * len(ids)
-    for start, stop in found.replies:
-        first = bisect_right(range(len(ids)), start, key=lambda token: place(token)[1])
-        end = bisect_left(range(len(ids)), stop, key=lambda token: place(token)[0])
+    for first, end in places:
         labels[first:end] = ids[first:end]
-        # a token across the border belongs to the reply, unless it is a control token
-        while first < end and place(first)[0] < start:
-            if ids[first] in control.ids:
-                labels[first] = -100
-            first += 1
     if not found.is_ended:  # the model would never learn to stop
         if control.eos is None:
             raise MaskError("no end-of-turn token", "neither template nor tokenizer has one")

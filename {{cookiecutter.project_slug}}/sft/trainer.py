@@ -109,6 +109,7 @@ def checkpoint_to_resume(training_args: TrainingArguments, args) -> str | None:
     output_dir = Path(training_args.output_dir)
     settings_file, summary = output_dir / "settings.json", output_dir / "summary.json"
     settings = {**vars(args), **{key: getattr(training_args, key) for key in _DECISIVE}}
+    del settings["dataset_num_proc"]  # it changes nothing
     settings = json.loads(json.dumps(settings, default=str))
     checkpoints = _complete_checkpoints(output_dir)
     if not checkpoints:
