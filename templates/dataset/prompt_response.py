@@ -52,7 +52,8 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     Raises:
         ValueError: a column is not text, or the prompt's columns are empty.
     """
-    for column in columns(args):
+    names = columns(args)
+    for column in names:
         if not isinstance(row[column], str):
             kind = "null" if row[column] is None else type(row[column]).__name__
             raise ValueError(f"column {column!r} is {kind}, not text")
@@ -60,7 +61,7 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
         literal + (row[column] if column is not None else "")
         for literal, column, _, _ in Formatter().parse(args.prompt_template)
     )
-    if not any(row[column].strip() for column in columns(args) if column != args.response_column):
+    if not any(row[column].strip() for column in names if column != args.response_column):
         raise ValueError("empty prompt")
     system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     return [

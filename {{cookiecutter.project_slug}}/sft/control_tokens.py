@@ -79,6 +79,8 @@ def _hide(words, control: ControlTokens) -> tuple:
     """Texts, also those inside lists and mappings, with the control tokens hidden; and these."""
     if isinstance(words, str):
         found = control.special.findall(words)
+        if not found:
+            return words, []
         return control.special.sub(lambda m: UNUSED * len(m[0]), words), found
     if isinstance(words, dict):
         parts = [_hide(value, control) for value in words.values()]

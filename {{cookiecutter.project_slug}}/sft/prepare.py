@@ -153,7 +153,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
             remove_columns=rows.column_names,
             features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
             desc="Tokenizing and masking",
-            num_proc=processes or None,
+            num_proc=processes if processes > 1 else None,  # 1 would start one
             # the cache must forget when the tokenizer, the template, a setting or this code changes
             new_fingerprint=_fingerprint(rows, tokenizer, args),
         )

@@ -44,16 +44,17 @@ class Tokens:
 
     def _by_width(self, text: str, ids: list[int], spans: list[Span]) -> list[Span] | None:
         """The tokens of each span; None where a border is none between tokens."""
-        if not text.isascii() and self.backend.normalizer is not None:
+        is_ascii = text.isascii()
+        if not is_ascii and self.backend.normalizer is not None:
             return None  # it may have rewritten the text
-        starts = np.concatenate([[0], np.cumsum(self.widths[ids])])
-        if starts[-1] != len(text.encode()):
+        ends = np.cumsum(self.widths[ids])
+        borders = [at if is_ascii else len(text[:at].encode()) for span in spans for at in span]
+        if not ids or ends[-1] != len(text.encode()) or 0 in borders:
             return None
-        borders = np.array([len(text[:at].encode()) for span in spans for at in span])
-        at = np.searchsorted(starts, borders)
-        if (starts[at] != borders).any():
+        last = np.searchsorted(ends, borders)  # the token that ends at a border
+        if (ends[last] != borders).any():
             return None
-        return [(first, end) for first, end in at.reshape(-1, 2).tolist()]
+        return [(first, end) for first, end in (last + 1).reshape(-1, 2).tolist()]
 
     def by_offset(self, ids: list[int], place, spans: list[Span]) -> list[Span]:
         """The tokens of each span; `place` has the (first character, end) of a token.
