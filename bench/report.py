@@ -278,7 +278,8 @@ def draw(results: Path) -> None:
     for part, (keys, key, last) in PANELS.items():
         file = results / f"{part}.json"
         if file.exists():
-            runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+            found = json.loads(file.read_text(encoding="utf-8"))
+            runs, machine = found["runs"], found["machine"]
             setting, group = next(iter(grouped(runs, *keys).items()))
             group = {name: these for name, these in group.items() if not missing(these)}
             unit = key.replace("_", " ").replace("cpu second", "CPU-second")
@@ -307,6 +308,7 @@ def draw(results: Path) -> None:
         axis.set_title(title, loc="left")
         axis.margins(x=0.1, y=0.02)
         axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB")
     figure.savefig(results / "chart.svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
 
