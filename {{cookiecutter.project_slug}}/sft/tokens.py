@@ -27,26 +27,33 @@ class Tokens:
     ) -> list[tuple[list[int], list[Span]]]:
         """For each text its ids, and for each of its spans (first token, end)."""
         self.tokenizer("", add_special_tokens=False)  # sets its backend to neither cut nor pad
-        by_width = self.widths is not None
-        encode = self.backend.encode_batch_fast if by_width else self.backend.encode_batch
+        told = [self._tells_by_width(text) for text in texts]
+        quick = iter(
+            self.backend.encode_batch_fast(
+                [text for text, is_told in zip(texts, told, strict=True) if is_told],
+                add_special_tokens=False,
+            )
+        )
         results = []
-        for text, of_it, encoding in zip(
-            texts, spans, encode(texts, add_special_tokens=False), strict=True
-        ):
-            ids = encoding.ids
-            found = self._by_width(text, ids, of_it) if by_width else None
-            if found is None:
-                if by_width:
-                    encoding = self.backend.encode(text, add_special_tokens=False)
-                found = self.by_offset(ids, encoding.token_to_chars, of_it)
-            results.append((ids, found))
+        for text, of_it, is_told in zip(texts, spans, told, strict=True):
+            ids = next(quick).ids if is_told else []
+            results.append((ids, self._by_width(text, ids, of_it) if is_told else None))
+        asked = [number for number, (_, found) in enumerate(results) if found is None]
+        encodings = self.backend.encode_batch(
+            [texts[number] for number in asked], add_special_tokens=False
+        )
+        for number, encoding in zip(asked, encodings, strict=True):
+            found = self.by_offset(encoding.ids, encoding.token_to_chars, spans[number])
+            results[number] = encoding.ids, found
         return results
+
+    def _tells_by_width(self, text: str) -> bool:
+        """Whether the tokens are bytes, and of this text: a normalizer may rewrite others."""
+        return self.widths is not None and (text.isascii() or self.backend.normalizer is None)
 
     def _by_width(self, text: str, ids: list[int], spans: list[Span]) -> list[Span] | None:
         """The tokens of each span; None where a border is none between tokens."""
         is_ascii = text.isascii()
-        if not is_ascii and self.backend.normalizer is not None:
-            return None  # it may have rewritten the text
         ends = np.cumsum(self.widths[ids])
         borders = [at if is_ascii else len(text[:at].encode()) for span in spans for at in span]
         if not ids or ends[-1] != len(text.encode()) or 0 in borders:
