@@ -75,10 +75,25 @@ def summarize(
     if evaluated:
         summary["eval_loss"] = evaluated["eval_loss"]
     if trainer.args.device.type == "cuda":
-        summary["peak_memory_gb"] = torch.cuda.max_memory_allocated() / GB
-        with suppress(ValueError):  # a model that the estimate does not cover
-            summary["peak_memory_estimated_gb"] = estimated_peak(trainer, args, report) / GB
+        summary |= peak_memory(trainer, args, report)
     return summary
+
+
+def peak_memory(trainer, args, report: Report) -> dict[str, float]:
+    """The most that was allocated, and reserved for it, on the GPU, and what was estimated, in GB.
+
+    The difference is a share of what was measured; both are left out where there is no estimate.
+    """
+    allocated = torch.cuda.max_memory_allocated() / GB
+    peaks = {
+        "peak_memory_gb": allocated,
+        "peak_memory_reserved_gb": torch.cuda.max_memory_reserved() / GB,
+    }
+    with suppress(ValueError):  # a model that the estimate does not cover
+        estimated = estimated_peak(trainer, args, report) / GB
+        peaks["peak_memory_estimated_gb"] = estimated
+        peaks["peak_memory_difference"] = estimated / allocated - 1
+    return peaks
 
 
 def estimated_peak(trainer, args, report: Report) -> int:

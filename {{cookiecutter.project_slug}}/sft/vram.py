@@ -27,13 +27,18 @@ WORKSPACE = 16 * 2**20  # of cuBLAS
 MARGIN = 1.15  # the allocator reserves more than is in use: 1.06 to 1.25 times with sdpa
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes a number
-NF4 = 0.5 + (1 + 4 / 256) / 64  # bytes a weight: 4 bits, and double-quantized scales of 64 weights
+NF4_SCALES = (1 + 4 / 256) / 64  # bytes a weight: 64 weights share one, double-quantized
+NF4_TABLES = 2048  # bytes a matrix: what the 16 levels and the scales' 256 stand for
 OPTIMIZERS = {  # (state in widths of the trained weight, state in bytes, temporary in widths)
     "adamw_torch_fused": (2, 0, 0),
     "adamw_torch": (2, 0, 1),  # all parameters at once, so a temporary as large as all of them
-    "adamw_bnb_8bit": (0, 2.03, 0),  # two averages of one byte, and the scales of their blocks
-    "adamw_8bit": (0, 2.03, 0),
-    "paged_adamw_8bit": (0, 2.03, 0),
+    "adamw_bnb_8bit": (
+        0,
+        2 + 2 / 64,
+        0,
+    ),  # two averages of one byte, and the scales of their blocks
+    "adamw_8bit": (0, 2 + 2 / 64, 0),
+    "paged_adamw_8bit": (0, 2 + 2 / 64, 0),
     "sgd": (0, 0, 0),
 }
 OPTIMIZERS["auto"] = OPTIMIZERS["adamw_torch_fused"]  # what sft/machine.py takes where it fits
@@ -47,6 +52,14 @@ ANSWERS = {
 # norms a layer; all of them are decoders whose layer is attention and a gated MLP
 FAMILIES = {"llama": 2, "mistral": 2, "qwen2": 2, "qwen3": 2, "phi3": 2, "smollm3": 2, "granite": 2}
 FAMILIES |= {"gemma2": 4, "gemma3_text": 4}
+# mixtures are counted here, and traced by sft/trace.py: where the width of an expert and their
+# number stand, and what peft calls an expert's gate, up and down
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
+MIXTURES = {
+    "qwen3_moe": ("moe_intermediate_size", "num_experts", GATE_UP_DOWN),
+    "olmoe": ("intermediate_size", "num_experts", GATE_UP_DOWN),
+    "mixtral": ("intermediate_size", "num_local_experts", ("w1", "w3", "w2")),
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Estimate:
         peak_at: the name of that moment.
         parameters: exact number of parameters of the base model.
         trainable: exact number of trained parameters.
+        quantized: number of parameters that are stored in 4 or 8 bits.
     """
 
     parts: dict[str, int]
@@ -68,6 +82,7 @@ class Estimate:
     peak_at: str
     parameters: int
     trainable: int
+    quantized: int
 
     def verdict(self, card_gib: float) -> str:
         """Whether a card of so many GB is enough: "fits", "tight" or "won't".
@@ -102,8 +117,10 @@ def trainable(shape: dict, target_modules: list[str] | None, r: int = 0) -> int:
     model = _Model(shape)
     if target_modules is None:
         return model.parameters
-    targets = _targets(model, target_modules)
-    return model.layers * _whole({"r": r}, "r") * sum(i + o for i, o in targets)
+    sizes = {name: i + o for name, (i, o) in model.matrices.items()}
+    sizes |= {name: n * (i + o) for name, (i, o, n) in (model.router | model.experts).items()}
+    _need_targets(target_modules, sizes)
+    return model.layers * _whole({"r": r}, "r") * sum(sizes[name] for name in {*target_modules})
 
 
 def target_modules(shape: dict, lora_targets: str) -> list[str] | None:
@@ -114,7 +131,8 @@ def target_modules(shape: dict, lora_targets: str) -> list[str] | None:
     """
     _one_of("lora_targets", lora_targets, ANSWERS["lora_targets"])
     model = _Model(shape)
-    answers = {"attention": model.attention, "mlp": model.mlp, "all_linear": model.matrices}
+    answers = {"attention": model.attention, "mlp": model.mlp | model.experts}
+    answers["all_linear"] = model.attention | model.router | answers["mlp"]
     return None if lora_targets == "full" else [*answers[lora_targets]]
 
 
@@ -135,7 +153,15 @@ def estimate(shape: dict, settings: dict) -> Estimate:
     for key, known in ANSWERS.items():
         _one_of(key, settings.get(key), known)
     model = _Model(shape)
-    H, q, kv, inner = model.hidden, model.queries, model.keys, model.inner
+    if model.experts:
+        share = model.layers * sum(i * o for i, o in model.attention.values()) / model.parameters
+        raise ValueError(
+            f"{model.kind} is a mixture of experts, whose memory python vram.py --trace counts "
+            f"(bitsandbytes quantizes {share:.0%} of it at most: experts stay in 16 bits)."
+        )
+    for key in ("use_liger_kernel", "torch_compile"):
+        _need(not settings.get(key), key, "false", settings.get(key))
+    H, q = model.hidden, model.queries
     full = settings["lora_targets"] == "full"
     quantization = "none" if full else settings["quantization"]  # trained weights cannot be
     padding_free = settings["collator"] == "padding_free"
@@ -146,121 +172,227 @@ def estimate(shape: dict, settings: dict) -> Estimate:
 
     # --- always there, whatever the batch ---
     s = WIDTH[settings["dtype"]]  # all that is not quantized, the residual stream included
-    linear = model.layers * sum(i * o for i, o in model.matrices.values())
-    rows = model.layers * sum(o for _, o in model.matrices.values())  # each has a scale in int8
-    weights = {"nf4": NF4 * linear, "int8": linear + 4 * rows, "none": s * linear}[quantization]
+    shapes = model.matrices.values()
+    linear, rows = (
+        model.layers * sum(n) for n in ([i * o for i, o in shapes], [o for _, o in shapes])
+    )
+    bits, overhead = {
+        "nf4": (4, NF4_SCALES * linear + NF4_TABLES * model.layers * len(shapes)),
+        "int8": (8, 4 * rows),  # a scale a row
+        "none": (0, 0),
+    }[quantization]
+    quantized = linear if bits else 0
     names = None if full else settings.get("target_modules")
-    targets = [] if full else _targets(model, names)
     trained = trainable(shape, names, settings.get("r"))
     width = s if full else WIDTH["float32"]  # LoRA's own weights are float32
     averages, fixed, temporary = OPTIMIZERS[settings["optim"]]
-    always = {
-        "base weights": weights + s * (model.parameters - linear),
-        "adapter": 0 if full else width * trained,
-        "optimizer state": (averages * width + fixed) * trained,
-        "cuBLAS workspace": WORKSPACE,
-    }
+    state = (averages * width + fixed) * trained
     if full and fixed:  # the Trainer leaves the embeddings' averages in float32
-        always["optimizer state"] += (2 * WIDTH["float32"] - fixed) * model.vocab * H
+        state += (2 * WIDTH["float32"] - fixed) * model.vocab * H
+    always = {
+        f"base weights, {bits} bits": bits * quantized / 8,
+        f"base weights, {8 * s} bits": s * (model.parameters - quantized),
+        "quantization overhead": overhead,
+        "adapter": 0 if full else width * trained,
+        "optimizer state": state,
+        "workspace": WORKSPACE,
+    }
     gradients = width * trained
 
-    # --- activations of one layer: bytes a token that wait for backward, and that it works with ---
-    wide = 2 if s == 4 and quantization != "none" else 1  # bitsandbytes answers in float32, too
-    kept = 4 * H * model.norms + 4 * (q + kv) + 6 * inner * wide  # norms; q, k, v; gate and up
-    kept += 4 * (q + kv) * model.qk_norms + 2 * (q + kv) * model.fused
-    work = 6 * inner * wide + 2 * H
-    if full:  # the gradient of a weight needs the weight's input
-        kept += {(2, 2): 8, (2, 4): 18, (4, 2): 20, (4, 4): 26}[model.norms, s] * H + 2 * inner
-        kept += 2 * (q + kv) * model.qk_norms
-    kept += sum((2 + (dropout > 0)) * i for i, _ in targets)  # LoRA's input, dropout's mask
-    if any(o >= inner for _, o in targets):  # gate and up
-        work += 8 * H
-    inputs = 4 * H + 2 * inner if quantization == "int8" else 0  # bitsandbytes keeps each input
-    scores = 0
-    if settings.get("attn_implementation") == "eager":  # all others never hold length x length
-        scores = model.heads * tokens * (tokens if padding_free else length)
-    layer = tokens * (kept + inputs) + 6 * scores
-    work = max(tokens * work, 8 * scores - tokens * 6 * inner)
+    # --- activations: what all layers keep until their backward, and what one works with ---
+    one = _Layer(model, settings, s, quantization, {} if full else _targets(model, names))
     boundary = tokens * s * H  # all that a checkpoint keeps of a layer: its input
-    held = model.layers * (boundary if checkpointing else layer)
-    if checkpointing and not reentrant and inputs:  # what bitsandbytes keeps escapes them
-        held += model.layers * tokens * (inputs + 2 * q)
+    to_the_end = 0  # what bitsandbytes keeps by itself escapes checkpoints, and even backward
+    if one.inputs and not (checkpointing and reentrant):
+        to_the_end = model.layers * tokens * (one.inputs + 2 * q * (not one.apart))
+    scores = model.heads * tokens * (tokens if padding_free else length) * one.eager
+    windows = model.windows if model.window <= length and not (padding_free or one.eager) else 0
+    mask = tokens * length if windows else 0  # where windows end is told by a mask alone
+    seen, through = (
+        tokens * one.kept + (6 + 2 * model.capped) * scores,
+        2 * mask + tokens * one.kept_for_mask * (windows > 0),
+    )
+    layer = seen + through
+    held = tokens * (4 * model.head_dim + 32) + mask  # positions and ids
+    around = held + boundary + to_the_end
+    if checkpointing:
+        held += model.layers * boundary + to_the_end
+    else:
+        held += model.layers * seen + windows * through
     recomputed = layer if checkpointing else 0
 
     # --- copies of weights in 16 bits: autocast makes them of float32, bitsandbytes one by one ---
-    copies = 2 * linear if s == 4 and quantization == "none" else 0
-    held_copies = 0 if checkpointing else copies
-    cached_copies = copies if full else held_copies  # those of trained weights last for a forward
-    head_copy = 2 * model.vocab * H if s == 4 else 0
-    largest = 0 if quantization == "none" else max(i * o for i, o in model.matrices.values())
+    frozen = 2 * linear if s == 4 and not bits and not full else 0
+    cached = 2 * linear * (s == 4) if full else 2 * trained  # of trained ones, for a whole forward
+    copies = frozen + cached
+    of_a_layer = copies / model.layers
+    in_forward, in_backward = (cached, of_a_layer) if checkpointing else (copies, copies)
+    after_loss = 0 if checkpointing else copies
+    of_head = 2 * model.vocab * H if s == 4 else 0
+    buffer = 2 * max(i * o for i, o in shapes) if bits else 0
 
-    # --- the four moments; where two things happen in one, the larger counts ---
-    def moment(gradients, held=0, work=0, logits=0, copies=0, temporary=0) -> dict[str, int]:
+    # --- the head: logits only where a label is (LogitsWhereTrained) ---
+    every = settings["collator"] == "language_modeling" or settings.get("label_smoothing_factor")
+    labels = tokens * (1 if every else share)
+    logits, a_logit = labels * model.vocab, 2 * model.capped  # bytes more: tanh keeps its answer
+    normed = tokens * (4 + s * full) * H  # what the last norm keeps
+    output = normed + (tokens + labels) * s * H + 2 * labels * H * (s == 4)  # and its output
+    normed += 2 * labels * H * full
+
+    # --- gradients: those of the end of the model come first ---
+    earlier = gradients if accumulates else 0  # of the step's earlier batches
+    table = width * model.vocab * H if full else 0  # of lm_head, or of the embeddings
+    block = width * linear / model.layers if full else 0
+    down = 0 if accumulates or not full else width * model.inner * H
+    after_head = earlier + table * (model.tied or not accumulates)
+    at_first = earlier or gradients - block - table * (not model.tied)
+    tables = table * (2 * model.tied + accumulates)  # tied: two gradients and their sum at once
+
+    # --- the four moments; where several things happen in one, the largest counts ---
+    def moment(gradients, held=0, work=0, logits=0, copies=0, buffer=0, temporary=0):
         parts = always | {
-            "optimizer state": always["optimizer state"] + temporary,
+            "optimizer state": state + temporary,
             "gradients": gradients,
             "activations kept": held,
             "activations in work": work,
             "logits and loss": logits,
             "16-bit copies": copies,
+            "dequantization buffer": buffer,
         }
-        return {name: round(size) for name, size in parts.items()}
+        return {name: round(size) for name, size in parts.items() if size}
 
-    logits = tokens * model.vocab  # for the tokens that have a label (LogitsWhereTrained)
-    logits *= 1 if settings["collator"] == "language_modeling" else share
-    output = 4 * tokens * H  # of the last layer and of the norm after it
-    earlier = gradients if accumulates else 0  # of the step's earlier batches
-    head = width * model.vocab * H if full else 0  # gradient of lm_head, or of the embeddings
-    block = width * linear / model.layers if full else 0  # gradients of one layer
-    tables = head * (2 * model.tied + accumulates)  # tied: two gradients and their sum at once
-    early = earlier + head * (model.tied or not accumulates)  # lm_head's is there first
-    late = earlier or gradients - block - head * (not model.tied)  # those of the end are to come
-    of_a_layer = copies / model.layers
-    gate_up = 2 * inner * tokens
+    gate_up = 2 * model.inner * tokens
+    in_mlp = tokens * one.backward
+    in_attention = 8 * scores - tokens * one.of_mlp  # when backward is through the MLP
+    first = layer - tokens * one.inputs
     by_moment = {
-        "loss": _larger(
-            moment(earlier, held, output, 10 * logits, cached_copies + head_copy),
-            moment(earlier, held, output, 12 * logits, held_copies + head_copy),
-        ),
-        "backward, last layer": _larger(
-            moment(early, held, recomputed + work, copies=held_copies or of_a_layer),
-            moment(earlier, held, recomputed + boundary + gate_up, copies=2 * largest),
-        ),
-        "backward, first layer": _larger(
-            moment(late, boundary, layer + work, copies=of_a_layer),
-            moment(gradients + tables),
-        ),
-        "optimizer step": moment(gradients, temporary=temporary * width * trained),
+        "loss": [
+            moment(earlier, held, checkpointing * tokens * one.forward, 0, in_forward),
+            moment(earlier, held, checkpointing * (gate_up + output), 0, in_forward, buffer),
+            moment(earlier, held, output, (10 + a_logit) * logits, in_forward + of_head),
+            moment(earlier, held, normed, (12 + a_logit) * logits, after_loss + of_head),
+            moment(earlier + table, held, normed, 2 * logits, after_loss + of_head * full),
+        ],
+        "a layer's backward": [
+            moment(after_head + down, held, recomputed + in_mlp, 0, in_backward),
+            moment(after_head + block, held, recomputed + in_attention, 0, in_backward),
+            moment(earlier, held + recomputed, recomputed and boundary, 0, in_backward, buffer),
+        ],
+        "end of backward": [
+            moment(at_first + down, around, first + in_mlp, 0, of_a_layer),
+            moment(at_first + block, around, first + in_attention, 0, of_a_layer),
+            moment(at_first, around, first + gate_up, 0, of_a_layer, buffer),
+            moment(gradients + tables, around - boundary),
+        ],
+        "optimizer step": [moment(gradients, temporary=temporary * width * trained)],
     }
-    moments = {name: sum(parts.values()) for name, parts in by_moment.items()}
+    largest = {name: max(parts, key=_total) for name, parts in by_moment.items()}
+    moments = {name: _total(parts) for name, parts in largest.items()}
     peak_at = max(reversed(moments), key=moments.get)
-    parts = by_moment[peak_at]
-    return Estimate(parts, moments, moments[peak_at], peak_at, model.parameters, trained)
+    return Estimate(
+        parts=largest[peak_at],
+        moments=moments,
+        peak=moments[peak_at],
+        peak_at=peak_at,
+        parameters=model.parameters,
+        trainable=trained,
+        quantized=quantized,
+    )
+
+
+class _Layer:
+    """Bytes a token of one layer's activations, beside attention scores and masks.
+
+    What is linear only passes a gradient on and keeps nothing, unless its weight is trained. What
+    a norm, an activation function or a product needs in backward is kept.
+
+    Attributes:
+        kept: until the layer's backward.
+        kept_for_mask: more of it where attention has a mask: keys are not shared then.
+        of_mlp: of `kept`, what is gone when backward arrives at attention.
+        inputs: of `kept`, what bitsandbytes keeps to multiply in 8 bits.
+        forward, backward: what is worked with, at most.
+        apart: whether the input of o_proj is a copy of what attention answered.
+    """
+
+    def __init__(self, model: "_Model", settings: dict, s: int, quantization: str, targets: dict):
+        checkpointing, reentrant, dropout, _ = _switches(settings)
+        H, q, kv, inner = model.hidden, model.queries, model.keys, model.inner
+        norms, fused = model.norms, model.fused
+        full = settings["lora_targets"] == "full"
+        self.eager = settings.get("attn_implementation") == "eager"
+        self.apart = fused or self.eager
+
+        wide = 2 if s == 4 and quantization != "none" else 1  # bitsandbytes answers in float32
+        norm = 4 * (H + 1) * norms / 2
+        self.of_mlp = 6 * inner * wide + norm  # gate, up, and the activation function's answer
+        kept = self.of_mlp + norm
+        kept += 4 * (q + kv + model.heads + model.key_heads) * model.qk_norms
+        if self.eager:  # keys and values are repeated for each head
+            kept += 6 * q
+        else:  # queries, keys, values, what came of them, and a sum a head
+            kept += 4 * (q + kv + model.heads) + 2 * (q + kv) * fused
+        self.kept_for_mask = 4 * (q - kv) if model.key_heads > 1 else 0
+        self.forward = 6 * inner * wide + 4 * H
+        self.backward = 6 * inner * wide + 2 * H
+        if full:  # the gradient of a weight needs the weight's input
+            kept += {(2, 2): 8, (2, 4): 18, (4, 2): 20, (4, 4): 26}[norms, s] * H + 2 * inner
+            kept += (2 if norms == 2 else 4) * (q + kv) * model.qk_norms
+            kept += (2 * q - 6 * H * (s == 4)) * fused  # one input for q, k, v, one for gate, up
+            self.forward += {(2, 2): 2, (2, 4): 4, (4, 2): 2, (4, 4): 12}[norms, s] * H
+            self.forward += 4 * H * fused * (s == 4)
+            self.backward -= 2 * inner + 2 * H * (s == 4)  # down_proj's input is there no longer
+        # LoRA keeps its input for each target, dropout's mask, and what is between A and B
+        lora = {n: (2 + (dropout > 0)) * i + 2 * settings["r"] for n, (i, _) in targets.items()}
+        kept += sum(lora.values())
+        of_mlp = sum(size for name, size in lora.items() if name in model.mlp)
+        self.of_mlp += of_mlp
+        if of_mlp:  # gradients in float32
+            self.forward += 4 * H + 2 * inner
+            self.backward += 8 * H + 4 * inner * (dropout > 0)
+            self.backward += 5 * H * (norms == 4 and quantization != "int8")
+        self.inputs = 4 * H + 2 * inner + 2 * q * self.apart if quantization == "int8" else 0
+        self.kept = kept + self.inputs
+        if self.inputs and checkpointing:  # of those, the ones behind are gone when backward comes
+            if reentrant:
+                self.backward -= 2 * inner + 4 * H * (dropout > 0) if of_mlp else -2 * H
+            else:
+                self.backward -= 2 * inner + (2 * H if of_mlp else 4 * H)
 
 
 class _Model:
-    """The numbers of a config.json; `matrices` has (in, out) of a block's linear layers."""
+    """The numbers of a config.json.
+
+    Attributes:
+        matrices: (in, out) of a block's linear layers by name, as `attention` and `mlp` are.
+        experts: (in, out, number) of the matrices that a block of a mixture has beside those, as
+            peft names them: gate and up are stored as one, and get an adapter each for all of it.
+    """
 
     def __init__(self, shape: dict):
-        kind = shape.get("model_type")
-        if any("expert" in key and value for key, value in shape.items()):
+        self.kind = kind = shape.get("model_type")
+        mixture = MIXTURES.get(kind)
+        if not mixture and any("expert" in key and value for key, value in shape.items()):
             raise ValueError(
-                f"{kind} is a mixture of experts, which the memory estimate does not cover; "
-                "choose a dense base model."
+                f"The memory estimate has no formula for {kind}, a mixture of experts; "
+                "count it with python vram.py --trace."
             )
-        _one_of("model_type", kind, FAMILIES)
+        _one_of("model_type", kind, [*FAMILIES, *MIXTURES], "; count others with vram.py --trace")
         self.hidden = H = _whole(shape, "hidden_size")
-        self.inner = inner = _whole(shape, "intermediate_size")
+        self.inner = inner = _whole(shape, mixture[0] if mixture else "intermediate_size")
         self.layers = _whole(shape, "num_hidden_layers")
         self.vocab = _whole(shape, "vocab_size")
         self.heads = _whole(shape, "num_attention_heads")
         numbers = {"num_key_value_heads": self.heads, "head_dim": H // self.heads}
         numbers |= {key: value for key, value in shape.items() if value is not None}
-        head_dim = _whole(numbers, "head_dim")
-        self.queries = q = self.heads * head_dim
-        self.keys = kv = _whole(numbers, "num_key_value_heads") * head_dim
-        self.norms = FAMILIES[kind]
-        self.qk_norms = kind in ("qwen3", "gemma3_text")
+        self.head_dim = _whole(numbers, "head_dim")
+        self.key_heads = _whole(numbers, "num_key_value_heads")
+        self.queries = q = self.heads * self.head_dim
+        self.keys = kv = self.key_heads * self.head_dim
+        self.window, self.windows = _window(shape, self.layers)
+        self.norms = FAMILIES.get(kind, 2)
+        self.qk_norms = kind in ("qwen3", "gemma3_text", "qwen3_moe")
+        self.capped = kind == "gemma2"  # logits and scores go through tanh
         self.fused = kind == "phi3"  # q, k, v are one matrix, gate and up another
         self.tied = bool(shape.get("tie_word_embeddings", kind in ("gemma2", "gemma3_text")))
 
@@ -271,29 +403,57 @@ class _Model:
             entry = {"q_proj": (H, q), "k_proj": (H, kv), "v_proj": (H, kv)}
             gate_up = {"gate_proj": (H, inner), "up_proj": (H, inner)}
         self.attention = entry | {"o_proj": (q, H)}
-        self.mlp = gate_up | {"down_proj": (inner, H)}
+        self.mlp = {} if mixture else gate_up | {"down_proj": (inner, H)}
         self.matrices = self.attention | self.mlp
+        self.experts, self.router, extra = {}, {}, 0
+        if mixture:
+            number = _whole(shape, mixture[1])
+            gate, up, down = mixture[2]
+            self.experts = {gate: (H, 2 * inner, number), up: (H, 2 * inner, number)}
+            self.experts[down] = (inner, H, number)
+            self.router = {"gate": (H, number, 1)}
+            extra = number * (3 * H * inner + H)
         biases = q + 2 * kv if kind == "qwen2" else 0
-        if shape.get("attention_bias") and kind not in ("qwen2", "mistral", "phi3"):
+        if shape.get("attention_bias") and kind not in ("qwen2", "mistral", "mixtral", "phi3"):
             biases += sum(o for _, o in self.attention.values())
         if shape.get("mlp_bias") and kind in ("llama", "smollm3", "granite"):
             biases += sum(o for _, o in self.mlp.values())
-        norms = self.norms * H + 2 * head_dim * self.qk_norms
-        block = sum(i * o for i, o in self.matrices.values()) + biases + norms
+        norms = self.norms * H + (2 * self.head_dim if self.qk_norms else 0)
+        norms += q + kv if kind == "olmoe" else 0
+        block = sum(i * o for i, o in self.matrices.values()) + extra + biases + norms
         tables = 1 if self.tied else 2  # the embeddings and lm_head
         self.parameters = self.layers * block + H + tables * self.vocab * H
 
 
-def _larger(*moments: dict[str, int]) -> dict[str, int]:
-    return max(moments, key=lambda parts: sum(parts.values()))
+def _window(shape: dict, layers: int) -> tuple[int, int]:
+    """The sliding window in tokens, 0 for none, and how many layers look through it."""
+    kind, window = shape["model_type"], shape.get("sliding_window") or 0
+    if kind == "qwen2" and not shape.get("use_sliding_window"):
+        window = 0
+    if types := shape.get("layer_types"):
+        number = sum(one == "sliding_attention" for one in types)
+    elif kind in ("gemma2", "gemma3_text"):  # every so many layers one sees everything
+        every = shape.get("sliding_window_pattern") or {"gemma2": 2, "gemma3_text": 6}[kind]
+        number = layers - layers // every
+    else:
+        number = layers
+    return (window, number) if window and number else (0, 0)
 
 
-def _targets(model: _Model, names) -> list[tuple[int, int]]:
-    """(in, out) of each linear layer of a block that gets an adapter."""
+def _total(parts: dict[str, int]) -> int:
+    return sum(parts.values())
+
+
+def _targets(model: _Model, names) -> dict[str, tuple[int, int]]:
+    """(in, out) of each linear layer of a block that gets an adapter, by name."""
+    _need_targets(names, model.matrices)
+    return {name: model.matrices[name] for name in names}
+
+
+def _need_targets(names, known) -> None:
     _need(isinstance(names, list) and names, "target_modules", "a list of names", names)
     for name in names:
-        _one_of("each of target_modules", name, model.matrices)
-    return [model.matrices[name] for name in dict.fromkeys(names)]
+        _one_of("each of target_modules", name, known)
 
 
 def _switches(settings: dict) -> tuple[bool, bool, float, float]:
@@ -302,7 +462,8 @@ def _switches(settings: dict) -> tuple[bool, bool, float, float]:
     on = True if on == "auto" else on
     _need(isinstance(on, bool), "activation_checkpointing", "true, false or auto", on)
     kind = settings.get("activation_checkpointing_kwargs") or {}
-    _need(isinstance(kind, dict), "activation_checkpointing_kwargs", "a mapping", kind)
+    right = isinstance(kind, dict) and not {"offload", "every_n_layers"} & {*kind}
+    _need(right, "activation_checkpointing_kwargs", "without offload and every_n_layers", kind)
     dropout, share = settings.get("lora_dropout", 0), settings.get("trained_share", 0.25)
     right = isinstance(dropout, (int, float)) and 0 <= dropout < 1
     _need(right, "lora_dropout", "a share from 0 to below 1", dropout)
@@ -317,10 +478,10 @@ def _whole(values: dict, key: str) -> int:
     return value
 
 
-def _one_of(key: str, value, known) -> None:
-    _need(value in [*known], key, f"one of {', '.join(known)}", value)
+def _one_of(key: str, value, known, more: str = "") -> None:
+    _need(value in [*known], key, f"one of {', '.join(known)}", value, more)
 
 
-def _need(right, key: str, what: str, value) -> None:
+def _need(right, key: str, what: str, value, more: str = "") -> None:
     if not right:
-        raise ValueError(f"The memory estimate needs {key} to be {what}, not {value!r}.")
+        raise ValueError(f"The memory estimate needs {key} to be {what}, not {value!r}{more}.")
