@@ -1,11 +1,12 @@
-# make demo: a project from the defaults, trained for a few steps.   make test: everything is tested.
+# make demo: a project from the defaults, trained for a few steps.
+# make quick: few combinations of answers, which hold every pair.   make test: everything is tested.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint clean
+.PHONY: demo quick test lint mutants clean
 
 demo: $(VENV)/installed
 	@rm -rf demo && mkdir demo
@@ -19,6 +20,14 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed lint
 	$(BIN)/pytest
+	$(BIN)/python tests/matrix.py
+
+quick: $(VENV)/installed lint
+	$(BIN)/python tests/matrix.py --pairwise
+
+# the template broken on purpose, in many ways: is it noticed?
+mutants: $(VENV)/installed
+	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --no-cache --config ruff.toml .

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cookiecutter.main import cookiecutter
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -80,29 +79,19 @@ def bake_once(cookies_session):
     return Bakery(cookies_session)
 
 
-def render(answers: dict, output_dir: Path) -> Path:
-    """The fast way for the full product: the template alone, without the hooks' processes."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    config = output_dir / "config"
-    config.write_text(f"replay_dir: {json.dumps(str(output_dir / 'replay'))}\n")
-    slug = f"p{abs(hash(name_of(answers)))}"
-    project = cookiecutter(
-        str(TEMPLATE),
-        no_input=True,
-        accept_hooks=False,
-        output_dir=str(output_dir),
-        config_file=str(config),
-        extra_context={**answers, "project_slug": slug},
-    )
-    return Path(project)
-
-
 # ---------------------------------------------------------------- running a project by itself
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate", "matplotlib"]
-)
+FORKS = multiprocessing.get_context("forkserver")
+PRELOAD = [  # imports alone: what computes starts threads, and a forked process has none of them
+    *("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate"),
+    *("matplotlib.pyplot", "transformers.trainer", "datasets.packaged_modules.json.json"),
+    *("cookiecutter.main", "rich.progress", "transformers.integrations.bitsandbytes"),
+    *(
+        f"transformers.models.{name}.modeling_{name}"
+        for name in ("gemma3", "llama", "mistral", "phi3", "qwen3", "smollm3")
+    ),
+]
+FORKS.set_forkserver_preload(PRELOAD)
 
 
 def in_project(project: Path, function, *args):
@@ -111,8 +100,8 @@ def in_project(project: Path, function, *args):
     The process is forked from one that has imported torch and its like: no module of one project
     reaches another, and nobody waits for the imports.
     """
-    receiver, sender = _FORKS.Pipe(duplex=False)
-    child = _FORKS.Process(target=_child, args=(sender, project, function, args))
+    receiver, sender = FORKS.Pipe(duplex=False)
+    child = FORKS.Process(target=_child, args=(sender, project, function, args))
     child.start()
     sender.close()
     try:

@@ -2,52 +2,28 @@
 
 import itertools
 import json
+from itertools import product
 
 import pytest
 import yaml
+from matrix import pairwise, promised_targets
 
-from conftest import MENUS, config_of, in_project, is_valid, name_of
+from conftest import MENUS, combinations, config_of, in_project, is_valid, name_of
 
-
-def pairs_of(answers: dict) -> set[tuple]:
-    return set(itertools.combinations(answers.items(), 2))
-
-
-def pairwise() -> list[dict]:
-    """Few valid combinations that hold every pair of answers that can go together: greedily."""
-    every = [
-        dict(zip(MENUS, answers, strict=True)) for answers in itertools.product(*MENUS.values())
-    ]
-    candidates = {name_of(answers): answers for answers in every if is_valid(answers)}
-    pairs = {name: pairs_of(answers) for name, answers in candidates.items()}
-    missing, chosen = set().union(*pairs.values()), []
-    while missing:
-        pair = min(missing)  # any will do, but the same in every process
-        holding = (name for name in candidates if pair in pairs[name])
-        best = max(holding, key=lambda name: len(pairs[name] & missing))
-        chosen.append(candidates[best])
-        missing -= pairs[best]
-    return chosen
+PRODUCT = [dict(zip(MENUS, answers, strict=True)) for answers in product(*MENUS.values())]
+PAIRWISE = pairwise([answers for answers in PRODUCT if is_valid(answers)])
 
 
-PAIRWISE = pairwise()
-
-FUSED = {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}}
-SEPARATE = {
-    "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
-    "mlp": {"gate_proj", "up_proj", "down_proj"},
-}
-
-
-def promised_targets(answers: dict) -> set[str]:
-    """The linear layers that an answer of `lora_targets` means in that architecture."""
-    names = FUSED if "Phi" in answers["base_model"] else SEPARATE
-    return names.get(answers["lora_targets"], names["attention"] | names["mlp"])
+def test_the_product_of_the_menus_is_complete():
+    pairs = len(MENUS["quantization"]) * (len(MENUS["lora_targets"]) - 1) + 1  # full: none alone
+    others = len(MENUS["base_model"]) * len(MENUS["dataset_format"]) * len(MENUS["collator"])
+    assert len(combinations()) == pairs * others
+    assert {name for answers in combinations() for name in answers} == MENUS.keys()
 
 
 def test_every_pair_is_there():
     for one, other in itertools.combinations(MENUS, 2):
-        for pair in itertools.product(MENUS[one], MENUS[other]):
+        for pair in product(MENUS[one], MENUS[other]):
             row = {"lora_targets": None, "quantization": None} | {one: pair[0], other: pair[1]}
             if is_valid(row):
                 assert any((a[one], a[other]) == pair for a in PAIRWISE), pair

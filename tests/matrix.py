@@ -1,0 +1,355 @@
+"""Every combination of answers: generated, checked, trained, reloaded, and seen to take effect.
+
+    .venv/bin/python tests/matrix.py                       all of them, as `make test` does
+    .venv/bin/python tests/matrix.py --pairwise            few, which hold every pair of answers
+    .venv/bin/python tests/matrix.py --only quantization=nf4 base_model=google/gemma-3-1b-it
+
+A combination that fails is named with the command that runs it alone. Each runs in a process of its
+own, forked from one that has imported torch and its like: nothing leaks into the next.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from importlib import import_module
+from multiprocessing import connection
+from pathlib import Path
+
+from rendering import check_render
+
+from conftest import PRELOAD, combinations
+
+TESTS = Path(__file__).resolve().parent
+FORK = multiprocessing.get_context("fork")
+# the first has a learning rate of 0, and LoRA's A no gradient while B is 0; in the third all change
+STEPS = ["--max_steps=3", "--eval_strategy=no", "--save_strategy=no", "--logging_steps=1"]
+FUSED = {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}}
+SEPARATE = {
+    "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj"},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--pairwise", action="store_true", help="every pair of answers at least once"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="PROMPT=ANSWER")
+    parser.add_argument("--template", type=Path, default=TESTS.parent, help="another copy of it")
+    parser.add_argument("--stop", action="store_true", help="at the first failure")
+    options = parser.parse_args()
+    wanted = dict(word.split("=", 1) for word in options.only)
+    chosen = pairwise(combinations()) if options.pairwise else combinations()
+    chosen = [one for one in chosen if wanted.items() <= one.items()]
+    print(f"{len(combinations())} combinations are offered, {len(chosen)} are run.", flush=True)
+    failed = run_all(chosen, options.template, options.stop)
+    for answers, reason in failed:
+        print(
+            f"\n{'=' * 99}\nFAILED: {', '.join(answers.values())}\n{reason}\n"
+            f"Alone: {command(answers)}"
+        )
+    print(f"\n{len(chosen) - len(failed)} of {len(chosen)} combinations trained.")
+    return bool(failed) or not chosen
+
+
+def command(answers: dict) -> str:
+    only = " ".join(f"{prompt}={answer}" for prompt, answer in answers.items())
+    return f".venv/bin/python tests/matrix.py --only {only}"
+
+
+def pairwise(every: list[dict]) -> list[dict]:
+    """A few of `every` that hold each pair of answers that it holds: greedily."""
+    pairs = [set(itertools.combinations(answers.items(), 2)) for answers in every]
+    missing, chosen = set().union(*pairs), []
+    while missing:
+        pair = min(missing)  # any will do, but the same each time
+        holding = (number for number, held in enumerate(pairs) if pair in held)
+        best = max(holding, key=lambda number: len(pairs[number] & missing))
+        chosen.append(every[best])
+        missing -= pairs[best]
+    return chosen
+
+
+def run_all(chosen: list[dict], template: Path, stop: bool) -> list[tuple[dict, str]]:
+    """Run them side by side, with a line of progress; returns what failed, and why."""
+    warm_up()
+    waiting, running, failed, done = list(reversed(chosen)), {}, [], 0
+    began, terminal = time.monotonic(), sys.stdout.isatty()
+    with tempfile.TemporaryDirectory() as folder:
+        while running or (waiting and not (stop and failed)):
+            while waiting and len(running) < os.cpu_count() and not (stop and failed):
+                answers = waiting.pop()
+                running.update([start(answers, Path(folder), template)])
+            for receiver in connection.wait(running):
+                answers, child, home = running.pop(receiver)
+                try:
+                    reason = receiver.recv()
+                except EOFError:
+                    reason = "The process died."
+                child.join()
+                shutil.rmtree(home, ignore_errors=True)
+                done += 1
+                if reason:
+                    failed.append((answers, reason))
+                if terminal or done % 50 == 0 or done == len(chosen):
+                    left = (time.monotonic() - began) / done * (len(chosen) - done)
+                    line = (
+                        f"{done} of {len(chosen)}, {len(failed)} failed, {left / 60:.1f} min left"
+                    )
+                    print(line, end="\r" if terminal else "\n", flush=True)
+    return failed
+
+
+def warm_up() -> None:
+    """Import once what all processes need, and spare their garbage collectors to look at it."""
+    for name in PRELOAD:
+        import_module(name)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("llama")  # builds a table for all models
+    gc.collect()
+    gc.freeze()
+
+
+def start(answers: dict, folder: Path, template: Path) -> tuple:
+    """A process for that combination, by the end of its pipe."""
+    home = Path(tempfile.mkdtemp(dir=folder))
+    receiver, sender = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=report_to, args=(sender, answers, home, template))
+    child.start()
+    sender.close()
+    return receiver, (answers, child, home)
+
+
+def report_to(sender, answers: dict, home: Path, template: Path) -> None:
+    gc.unfreeze = lambda: None  # what sft/prepare.py unfreezes would include all that we froze
+    log = home / "log"
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1), os.dup2(file, 2)
+    try:
+        run_one(answers, home, template)
+        sender.send("")
+    except BaseException:
+        tail = log.read_text(errors="replace")[-2000:]
+        sender.send(f"{traceback.format_exc()}--- the end of its output\n{tail}")
+
+
+# --- one combination, in its own process ---------------------------------------------------------
+
+
+def run_one(answers: dict, home: Path, template: Path) -> None:
+    """Generate it, look at its files, train it, and look at what was trained."""
+    import torch
+
+    torch.set_num_threads(1)
+    sys.dont_write_bytecode = True
+    times = [time.monotonic()]
+    project = bake(answers, home, template)
+    times.append(time.monotonic())
+    check_render(project, answers, home.parent)
+    times.append(time.monotonic())
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_CACHE"] = str(home / "cache")
+    os.chdir(project)
+    sys.path.insert(0, str(project))
+    train_and_look(answers)
+    times.append(time.monotonic())
+    if os.environ.get("MATRIX_TIMES"):
+        with open(os.environ["MATRIX_TIMES"], "a") as file:
+            file.write(" ".join(f"{b - a:.2f}" for a, b in itertools.pairwise(times)) + "\n")
+
+
+def bake(answers: dict, home: Path, template: Path) -> Path:
+    """The project, made through pytest-cookies with its hooks."""
+    from pytest_cookies.plugin import Cookies
+
+    config = home / "config"
+    config.write_text(
+        f"replay_dir: {json.dumps(str(home / 'replay'))}\n"
+        f"cookiecutters_dir: {json.dumps(str(home / 'cookiecutters'))}\n"
+    )
+
+    def new_folder(name: str) -> Path:
+        (home / name).mkdir()
+        return home / name
+
+    result = Cookies(str(template), new_folder, config).bake(extra_context=answers)
+    assert result.exception is None, result.exception
+    return Path(result.project_path)
+
+
+def train_and_look(answers: dict) -> None:
+    import train
+
+    seen = {}
+    add_adapter, make_trainer = train.add_adapter, train.Trainer
+
+    def adding(model, args):
+        seen["base"] = linear_classes(model)
+        model = add_adapter(model, args)
+        seen["model"], seen["before"] = model, snapshot(model)
+        return model
+
+    def making(**kwargs):
+        collator = kwargs["data_collator"]
+        seen["tokenizer"], seen["rows"] = kwargs["processing_class"], kwargs["train_dataset"]
+        seen["collator"] = collator
+        trainer = seen["trainer"] = make_trainer(**kwargs)
+        seen["model inputs"] = []
+        watch = kwargs["model"].register_forward_pre_hook(
+            lambda module, args, given: seen["model inputs"].append(given), with_kwargs=True
+        )
+        run = trainer.train
+
+        def training(**kwargs):
+            result = run(**kwargs)
+            watch.remove()
+            # now, for evaluation packs quantized weights in another way
+            seen["after"], seen["logits"] = snapshot(trainer.model), logits(trainer.model, seen)
+            return result
+
+        trainer.train = training
+        return trainer
+
+    train.add_adapter, train.Trainer = adding, making
+    train.plot_loss = lambda *_: None  # the project's own test draws it
+    final = train.main(["--smoke", *STEPS])
+
+    model, trainer = seen["model"], seen["trainer"]
+    check_classes(answers, seen["base"], model)
+    check_changed(answers, model, seen["before"], seen["after"])
+    check_labels(answers, seen)
+    check_inputs(answers, seen)
+    logs = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert len(logs) >= 2, trainer.state.log_history
+    for entry in logs:
+        assert 0 < entry["grad_norm"] < float("inf") and 0 < entry["loss"] < 20, entry
+    check_reload(final, seen)
+
+
+def linear_classes(model) -> dict[str, str]:
+    """The class of each linear layer, by its name."""
+    return {n: type(m).__name__ for n, m in model.named_modules() if hasattr(m, "in_features")}
+
+
+def snapshot(model) -> dict:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def promised_targets(answers: dict) -> set[str]:
+    """The linear layers that an answer of `lora_targets` means in that architecture."""
+    names = FUSED if "Phi" in answers["base_model"] else SEPARATE
+    return names.get(answers["lora_targets"], names["attention"] | names["mlp"])
+
+
+def check_classes(answers: dict, classes: dict[str, str], model) -> None:
+    """All linear layers of the blocks are quantized as chosen, and lm_head is not."""
+    chosen = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear"}[
+        answers["quantization"]
+    ]
+    for name, kind in classes.items():
+        expected = "Linear" if name == "lm_head" else chosen
+        assert kind == expected, f"{name} is {kind}, not {expected}"
+    blocks = {name.rsplit(".", 1)[1] for name in classes if ".layers." in name}
+    names = FUSED if "Phi" in answers["base_model"] else SEPARATE
+    assert blocks == names["attention"] | names["mlp"], blocks
+    assert "lm_head" in classes and len(classes) == 1 + 2 * len(blocks)
+
+
+def check_changed(answers: dict, model, before: dict, after: dict) -> None:
+    """What was to be trained has changed, and everything else is bit by bit as it was."""
+    import torch
+
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    if answers["lora_targets"] == "full":
+        assert changed == {name for name, _ in model.named_parameters()} | tied(model), changed
+        return
+    adapted = {name for name in after if ".lora_A." in name or ".lora_B." in name}
+    on = {name.split(".lora_")[0].split(".")[-1] for name in adapted}
+    assert on == promised_targets(answers), f"LoRA is on {sorted(on)}"
+    layers = {name.split(".layers.")[1].split(".")[0] for name in adapted}
+    assert layers == {"0", "1"} and len(adapted) == 2 * 2 * len(on)
+    assert changed == adapted, sorted(changed ^ adapted)[:5]
+
+
+def tied(model) -> set[str]:
+    return {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+
+
+def check_labels(answers: dict, seen: dict) -> None:
+    """Labels of a batch are each reply with its end of turn, and nothing else."""
+    tokenizer, rows = seen["tokenizer"], [dict(seen["rows"][number]) for number in range(3)]
+    texts = [tokenizer.decode(row["input_ids"]) for row in rows]
+    batch = seen["collator"](rows)
+    ids, labels = (batch[key].flatten().tolist() for key in ("input_ids", "labels"))
+    if answers["collator"] == "language_modeling":
+        real = batch["attention_mask"].flatten().tolist()
+        expected = [token if is_real else -100 for token, is_real in zip(ids, real, strict=True)]
+        assert labels == expected, "not every token is trained on"
+        return
+    learnt = [[]]
+    for token, label in zip(ids, labels, strict=True):
+        if label == -100:
+            learnt.append([])
+        else:
+            assert label == token, "a label is another token than its own"
+            learnt[-1].append(token)
+    learnt = [tokenizer.decode(run) for run in learnt if run]
+    turns = [part for text in texts for part in text.split("<|im_start|>assistant\n")[1:]]
+    replies = [turn.partition("<|im_end|>")[0] + "<|im_end|>" for turn in turns]
+    assert learnt == replies, "labels are not the replies with their ends"
+    in_file = Path("data/sample.jsonl").read_text(encoding="utf-8")
+    for reply in replies:  # and those are what the file has as replies
+        said = json.dumps(reply.removesuffix("<|im_end|>"), ensure_ascii=False)
+        assert said in in_file or json.dumps(json.loads(said)) in in_file, said
+
+
+def check_inputs(answers: dict, seen: dict) -> None:
+    """What reached the model: logits where the next token is learnt, no padding where none is."""
+    pad = seen["tokenizer"].pad_token_id
+    assert len(seen["model inputs"]) >= 3
+    for given in seen["model inputs"]:
+        ids, where = given["input_ids"], given["logits_to_keep"]
+        if answers["collator"] == "padding_free":
+            assert len(ids) == 1 and (ids != pad).all(), "there is padding"
+            assert "attention_mask" not in given and "cu_seq_lens_q" in given
+        following = ids.roll(-1, dims=1)
+        following = following[where] if where.dim() == 2 else following[0, where]
+        assert following.equal(given["shift_labels"]), "not the next token is learnt"
+
+
+def logits(model, seen: dict):
+    import torch
+
+    ids = seen["tokenizer"]("Hello, who are you?", return_tensors="pt")["input_ids"]
+    way = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")  # of one row, whatever the collator's is
+    with torch.no_grad():
+        found = model.train()(input_ids=ids).logits.float()
+    model.set_attn_implementation(way)
+    return found
+
+
+def check_reload(final: Path, seen: dict) -> None:
+    """The saved folder, loaded again, answers with the same logits."""
+    import torch
+
+    from sft.adapter import load_trained
+    from sft.config import load_config
+
+    args, _ = load_config(["--use_cpu=true", "--base_model_path=outputs/smoke/twin"])
+    again = logits(load_trained(final, args), seen)
+    assert torch.allclose(again, seen["logits"], atol=1e-6), (again - seen["logits"]).abs().max()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
