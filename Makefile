@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo quick test lint mutants clean
+.PHONY: demo quick test lint lowest mutants clean
 
 demo: $(VENV)/installed
 	@rm -rf demo && mkdir demo
@@ -24,6 +24,10 @@ test: $(VENV)/installed lint
 
 quick: $(VENV)/installed lint
 	$(BIN)/python tests/matrix.py --pairwise
+
+# the smoke run with the lowest versions that a project asks for, in an environment of its own
+lowest: $(VENV)/installed
+	$(BIN)/pytest -m network -n 0 tests/test_projects_follow_the_template.py
 
 # the template broken on purpose, in many ways: is it noticed?
 mutants: $(VENV)/installed

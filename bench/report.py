@@ -19,6 +19,7 @@ def write(results: Path, page: Path | None) -> None:
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
             sections.append("\n".join(section(found)) + "\n\n" + about(found))
+    sections += memory_sections(results)
     draw(results)
     if page is None:
         print("\n\n".join(sections))
@@ -249,6 +250,36 @@ def gpu_section(found: dict) -> list[str]:
         rows = compared(group, found["labels"].get, line, len(head) - 1)
         lines += ["", f"**{title}**", "", *table(head, rows)]
     return lines
+
+
+def memory_sections(results: Path) -> list[str]:
+    """How far the memory formula is from traced steps, and tracing from what GPUs have measured."""
+    traced = {
+        "the models as they are": results / "memory.json",
+        "with a vocabulary of 8,192": results / "memory_8192.json",
+    }
+    lines = ["### Memory", "", "The formula against traced steps (`bench/memory.py`):", ""]
+    lines += ["|  | configurations | mean error | worst |", "|---|--:|--:|--:|"]
+    for name, file in traced.items():
+        groups = {}
+        for one in json.loads(file.read_text(encoding="utf-8")) if file.exists() else []:
+            error = abs(one["formula"] / one["trace"] - 1)
+            for group in ("all", f"{one['quantization']}, {one['lora_targets']}"):
+                groups.setdefault(group, []).append(error)
+        for group, errors in groups.items():
+            lines.append(_errors(f"{name}: {group}", errors))
+    lines += ["", "Steps traced in the same way against measured peaks (`bench/published.py`):", ""]
+    lines += ["|  | measurements | mean error | worst |", "|---|--:|--:|--:|"]
+    groups = {}
+    for one in json.loads((results / "published.json").read_text(encoding="utf-8")):
+        for group in ("all", one["group"]):
+            groups.setdefault(group, []).append(abs(one["error"]))
+    lines += [_errors(group, errors) for group, errors in groups.items()]
+    return ["\n".join(lines)]
+
+
+def _errors(name: str, errors: list[float]) -> str:
+    return f"| {name} | {len(errors):,} | {sum(errors) / len(errors):.2%} | {max(errors):.2%} |"
 
 
 SECTIONS = {

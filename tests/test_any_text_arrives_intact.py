@@ -4,6 +4,8 @@ import json
 import tomllib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import TEXTS, config_of, in_project
 
@@ -56,6 +58,24 @@ def test_intact(bake, text, dataset_format):
     arrived = in_project(project, arguments)
     assert {name: arrived[name] for name in in_config} == {n: answers[n] for n in in_config}
     assert not list(project.parent.rglob("evil"))
+
+
+# what a terminal can send: any character but a surrogate and NUL, and something to be seen
+TYPED = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+
+
+@given(TYPED.filter(str.strip))
+@settings(max_examples=25, deadline=None, database=None)
+def test_generated_texts_arrive_intact(bake_once, text):
+    answers = dict.fromkeys(("project_name", "base_model_path", "dataset", "system_prompt"), text)
+    project = bake_once.project(**answers, project_slug="hostile")
+    config = config_of(project)
+    recorded = json.loads((project / "answers.json").read_text(encoding="utf-8"))["answers"]
+    for name in answers:
+        assert recorded[name] == text
+        assert config.get(name, text) == text
+    described = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    assert described["project"]["description"] == " ".join(text.split())
 
 
 def arguments() -> dict:

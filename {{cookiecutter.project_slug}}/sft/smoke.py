@@ -65,8 +65,9 @@ def smoke_arguments(argv: list[str], output_dir: Path = Path("outputs/smoke")) -
 
 def build_twin(folder: Path, base_model_path: str) -> None:
     """Save a random tiny model of the base model's architecture, with a tokenizer, in `folder`."""
-    local = ROOT / base_model_path / "config.json"
-    shape = json.loads((local if local.exists() else ROOT / "base_model/config.json").read_text())
+    local, bundled = ROOT / base_model_path / "config.json", ROOT / "base_model/config.json"
+    file = local if local.exists() else bundled
+    shape = json.loads(file.read_text(encoding="utf-8"))
     tokenizer = build_tokenizer()
     config = AutoConfig.for_model(
         shape["model_type"],

@@ -207,10 +207,10 @@ def estimate(shape: dict, settings: dict) -> Estimate:
         to_the_end = model.layers * tokens * (one.inputs + 2 * q * (not one.apart))
     scores = model.heads * tokens * (tokens if padding_free else length) * one.eager
     windows = model.windows if model.window <= length and not (padding_free or one.eager) else 0
-    mask = tokens * length if windows else 0  # where windows end is told by a mask alone
+    mask = length * length if windows else 0  # where windows end is told by a mask alone
     seen, through = (
         tokens * one.kept + (6 + 2 * model.capped) * scores,
-        2 * mask + tokens * one.kept_for_mask * (windows > 0),
+        tokens * (2 * length + one.kept_for_mask) * (windows > 0),
     )
     layer = seen + through
     held = tokens * (4 * model.head_dim + 32) + mask  # positions and ids

@@ -1,0 +1,153 @@
+"""A project can be generated again from its answers, and updated when the template goes on."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import TEMPLATE, in_project
+
+
+def files_of(project: Path) -> dict[str, bytes]:
+    paths = (path for path in project.rglob("*") if path.is_file())
+    return {path.relative_to(project).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_a_replayed_project_is_identical(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"replay_dir: {json.dumps(str(tmp_path))}\n")
+    command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--config-file", str(config)]
+    answers = ["project_name=Mine, 'quoted' and \"quoted\"", "collator=padding_free"]
+    for name, options in {"first": ["--no-input", *answers], "again": ["--replay"]}.items():
+        run = [*command[:4], *options, *command[4:], "--output-dir", str(tmp_path / name)]
+        subprocess.run(run, check=True, capture_output=True)
+    first, again = (next((tmp_path / name).iterdir()) for name in ("first", "again"))
+    assert first.name == again.name
+    assert files_of(first) == files_of(again)
+
+
+@pytest.fixture
+def template(tmp_path):
+    """The template as a repository of its own, in its first version."""
+    folder = tmp_path / "template"
+    ignored = shutil.ignore_patterns(".git", ".venv", "demo", "bench", "docs", "__pycache__")
+    shutil.copytree(TEMPLATE, folder, ignore=ignored)
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    commit(folder, "first version")
+    return folder
+
+
+def git(folder: Path, *words: str) -> None:
+    who = [
+        "-c",
+        "user.name=Test",
+        "-c",
+        "user.email=test@example.org",
+        "-c",
+        "commit.gpgsign=false",
+    ]
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+def commit(folder: Path, message: str) -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", message)
+
+
+def cruft(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "cruft", *words]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+
+
+def replace(file: Path, before: str, after: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert before in text
+    file.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
+    context = json.dumps({"lora_targets": "mlp", "project_name": "Mine"})
+    cruft(tmp_path, "create", str(template), "--no-input", "--extra-context", context)
+    project = tmp_path / "mine"
+    git(project, "init", "--quiet")
+    replace(project / "config.yaml", "num_train_epochs: 3", "num_train_epochs: 7")
+    (project / "notes.md").write_text("mine\n")
+    commit(project, "my own edits")
+
+    replace(template / "cookiecutter.json", '"_version": "0.1.0"', '"_version": "0.2.0"')
+    generated = template / "{{cookiecutter.project_slug}}"
+    replace(
+        generated / "chat.py", '"""Talk to the result', '"""Talk, in a new version, to the result'
+    )
+    (generated / "NEW.md").write_text("a new file\n")
+    commit(template, "second version")
+    cruft(project, "update", "--skip-apply-ask")
+    assert "num_train_epochs: 7" in (project / "config.yaml").read_text(encoding="utf-8")
+    assert (project / "notes.md").read_text() == "mine\n"
+    assert "in a new version" in (project / "chat.py").read_text(encoding="utf-8")
+    assert (project / "NEW.md").exists()
+    recorded = json.loads((project / "answers.json").read_text(encoding="utf-8"))
+    assert recorded["version"] == "0.2.0"
+    assert recorded["answers"]["lora_targets"] == "mlp"
+    assert "gate_proj" in (project / "config.yaml").read_text(encoding="utf-8")
+    assert not list(project.rglob("*.rej")) and not list(project.rglob("*.orig"))
+
+
+def test_it_trains_where_processes_are_spawned(bake):
+    """As on Windows and macOS: what goes to another process is pickled, and imported there anew."""
+    project = bake.project(collator="visual_check")
+    in_project(project, spawning)
+    assert (project / "outputs/smoke/final/adapter_config.json").exists()
+
+
+def spawning() -> None:
+    import multiprocess
+    import torch
+
+    for package in (multiprocess, torch.multiprocessing):
+        package.set_start_method("spawn", force=True)
+    sys.modules["__main__"].__spec__ = None
+    import train
+
+    train.main(["--smoke", "--max_steps=2", "--dataset_num_proc=2", "--dataloader_num_workers=1"])
+
+
+def test_files_are_read_and_written_as_utf8_and_paths_are_not_spelt(bake):
+    """Windows reads text in its own encoding unless told, and has neither / nor forks."""
+    for file in bake.project(collator="padding_free").rglob("*.py"):
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            where = f"{file.name}:{number}: {line}"
+            if any(call in line for call in ("read_text(", "write_text(")):
+                assert "encoding=" in line or line.endswith(("read_text(", "write_text(")), where
+            for posix in (
+                "os.fork",
+                "os.getuid",
+                '"/tmp',
+                "'/tmp",
+                "signal.SIGKILL",
+                "import fcntl",
+            ):
+                assert posix not in line, where
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("answers", [{}, {"collator": "padding_free", "quantization": "int8"}])
+def test_it_trains_with_the_lowest_versions_that_it_asks_for(bake, tmp_path, answers):
+    """torch is this environment's: an older one comes with gigabytes that a CPU has no use for."""
+    import tomllib
+
+    import torch
+
+    project = bake.project(**answers)
+    described = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest = [one.split(",")[0].replace(">=", "==") for one in described["dependencies"]]
+    lowest = [one for one in lowest if not one.startswith("torch==")]
+    lowest.append(f"torch=={torch.__version__.partition('+')[0]}")
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *lowest, "pytest"], check=True)
+    subprocess.run([python, "train.py", "--smoke"], cwd=project, check=True)
+    subprocess.run([python, "-m", "pytest", "-q"], cwd=project, check=True)
