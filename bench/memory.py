@@ -1,6 +1,6 @@
 """The memory formula against traced training steps: every model of the menu, every kind of project.
 
-    .venv/bin/python bench/memory.py [--seed 1] [--every 1] [--vocabulary 8192]
+    .venv/bin/python bench/memory.py [--seed 1] [--every 1] [--vocabulary 8192] [--only MODEL]
 
 For each base model x quantization x LoRA answer x collator x checkpointing, a batch, a length, a
 rank, a share of trained tokens and an optimizer are drawn. sft/vram.py calculates the peak, and
@@ -35,13 +35,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=int, default=1, help="take each so many-th configuration")
     parser.add_argument("--vocabulary", type=int, help="instead of the model's own")
+    parser.add_argument("--only", help="one base model; the results of the others are kept")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     every = list(configurations(rng))[:: options.every]
+    suffix = f"_{options.vocabulary}" if options.vocabulary else ""
+    file = BENCH / "results" / f"memory{suffix}.json"
+    results = []
+    if options.only:
+        every = [one for one in every if one[1]["base_model"] == options.only]
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        results = [one for one in kept if one["base_model"] != options.only]
     projects = defaultdict(list)
     for answers, given in every:
         projects[answers].append(given)
-    results, workers = [], os.cpu_count() or 1
+    workers = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder, Progress() as progress:
         bar = progress.add_task("configurations", total=len(every))
         waiting, running = list(projects.items()), []
@@ -54,8 +62,7 @@ def main() -> None:
                 progress.advance(bar)
             if worker.wait():
                 raise SystemExit(f"The worker for {dict(answers)} ended with {worker.returncode}.")
-    suffix = f"_{options.vocabulary}" if options.vocabulary else ""
-    report(results, BENCH / "results" / f"memory{suffix}.json")
+    report(results, file)
 
 
 def configurations(rng: random.Random):
