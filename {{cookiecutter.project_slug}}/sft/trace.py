@@ -3,7 +3,7 @@
 PyTorch's fake tensors have a shape and no content. On them, the model's real class takes two steps
 with this project's own quantization, adapter, collator and Trainer. Each storage counts from the
 operation that makes it to the last reference to it. Layers are alike: a model of two of them and
-one of three tell what each further layer adds.
+one of three tell what each further layer adds (a few more where they are of several kinds).
 
 It covers whatever architecture transformers has, mixtures of experts too, and takes seconds where
 sft/vram.py takes a thousandth of one.
@@ -64,31 +64,33 @@ def trace(
     """
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None) or [""] * text.num_hidden_layers
-    between = Counter(kinds[1:-1])
-    ends = [kinds[0], kinds[-1]]
-    parameters = {
-        kind: _parameters(_with_layers(config, [kinds[0], kind, kinds[-1]])) for kind in between
-    }
-    whole, two = _parameters(config), _parameters(_with_layers(config, ends))
-    added = {kind: number - two for kind, number in parameters.items()}
-    one = _parameters(_with_layers(config, kinds[:1]))
-    if any(n != two - one for n in added.values()) or whole != two + sum(
-        n * added[k] for k, n in between.items()
-    ):
+    first, last = kinds[0], kinds[-1]
+    once = [kind for kind in dict.fromkeys(kinds) if kind not in (first, last)]
+    short_kinds = [first, *once, last]  # each kind is there: some make a thing that all of it share
+    further = Counter(kinds) - Counter(short_kinds)
+
+    def with_one_more(kind: str) -> list[str]:
+        return [first, *once, kind, last]
+
+    whole, least = _parameters(config), _parameters(_with_layers(config, short_kinds))
+    added = {k: _parameters(_with_layers(config, with_one_more(k))) - least for k in further}
+    of_last = least - _parameters(_with_layers(config, short_kinds[:-1]))
+    alike = added.get(last, of_last) == of_last
+    if not alike or whole != least + sum(n * added[kind] for kind, n in further.items()):
         raise ValueError(
-            f"The layers of this {config.model_type} differ from one another: two or three of "
-            "them cannot stand for all, and the memory is not known before it is measured."
+            f"The layers of this {config.model_type} differ from one another: a few of them "
+            "cannot stand for all, and the memory is not known before it is measured."
         )
 
-    def step(*layer_types: str) -> _Step:
+    def step(layer_types: list[str]) -> _Step:
         return _Step(_with_layers(config, layer_types), args, training_args, trained_share)
 
-    short = step(*ends)
-    longer = {kind: step(kinds[0], kind, kinds[-1]) for kind in between}
+    short = step(short_kinds)
+    longer = {kind: step(with_one_more(kind)) for kind in further}
 
     def at_depth(value: Callable[[_Step], int]) -> int:
         """A size in the short model, and what each further layer adds to it."""
-        return value(short) + sum(n * (value(longer[k]) - value(short)) for k, n in between.items())
+        return value(short) + sum(n * (value(longer[k]) - value(short)) for k, n in further.items())
 
     def moment(name: str) -> int:
         return at_depth(lambda step: step.peaks[name])

@@ -213,7 +213,9 @@ def estimate(shape: dict, settings: dict) -> Estimate:
         tokens * (2 * length + one.kept_for_mask) * (windows > 0),
     )
     layer = seen + through
-    held = tokens * (4 * model.head_dim + 32) + mask  # positions and ids
+    positions = tokens if padding_free else length  # rows of a padded batch share them
+    rotations = positions * 4 * model.head_dim * (2 if model.kind == "gemma3_text" else 1)
+    held = rotations + 32 * tokens + mask
     around = held + boundary + to_the_end
     if checkpointing:
         held += model.layers * boundary + to_the_end
@@ -335,6 +337,8 @@ class _Layer:
         self.kept_for_mask = 4 * (q - kv) if model.key_heads > 1 else 0
         self.forward = 6 * inner * wide + 4 * H
         self.backward = 6 * inner * wide + 2 * H
+        if norms == 4 and not (full and s == 4):
+            self.backward -= 4 * H  # backward is through the norm behind the MLP
         if full:  # the gradient of a weight needs the weight's input
             kept += {(2, 2): 8, (2, 4): 18, (4, 2): 20, (4, 4): 26}[norms, s] * H + 2 * inner
             kept += (2 if norms == 2 else 4) * (q + kv) * model.qk_norms
@@ -350,7 +354,7 @@ class _Layer:
         if of_mlp:  # gradients in float32
             self.forward += 4 * H + 2 * inner
             self.backward += 8 * H + 4 * inner * (dropout > 0)
-            self.backward += 5 * H * (norms == 4 and quantization != "int8")
+            self.backward += 6 * H * (norms == 4 and quantization != "int8")
         self.inputs = 4 * H + 2 * inner + 2 * q * self.apart if quantization == "int8" else 0
         self.kept = kept + self.inputs
         if self.inputs and checkpointing:  # of those, the ones behind are gone when backward comes
