@@ -160,6 +160,11 @@ def test_a_wrong_question_gets_one_sentence(bake_once, words, said):
 def test_each_look_at_it_is_there(bake_once, words, tmp_path):
     command = [sys.executable, bake_once.project() / "vram.py", *words]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    expected = {"--max": "9,685", "--lesson": "61,341,696", "--card": "12 GB", "--plot": "m.svg"}
+    expected = {
+        "--max": "longest max_length",
+        "--lesson": "61,341,696",
+        "--card": "12 GB",
+        "--plot": "m.svg",
+    }
     assert expected[words[0]] in run.stdout
     assert (tmp_path / "m.svg").exists() == (words[0] == "--plot")
