@@ -20,6 +20,8 @@ WHAT = {
     "chat.py": "talk to the result",
     "merge.py": "fold the adapter in",
     "vram.py": "will it fit?",
+    "advice.py": "what would make it fit",
+    "trace.py": "memory, counted on fake tensors",
     "base_model": "its shape, for the estimate and the twin",
     "data": "a sample",
     "config.py": "config.yaml and the command line",

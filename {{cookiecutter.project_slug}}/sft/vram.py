@@ -3,19 +3,20 @@
 A step has four moments that can be its peak. Each holds what is always there (weights, adapter,
 optimizer state) and what the moment itself adds:
 
-    loss                     every kept activation, and the logits where a token is trained: rows
-                             as wide as the vocabulary
-    backward, last layer     every kept activation, and one layer in work
-    backward, first layer    the gradients, and one layer in work
-    optimizer step           all gradients
+    loss                every kept activation, and the logits where a token is trained: rows as
+                        wide as the vocabulary
+    a layer's backward  every kept activation, and one layer in work: the last, which comes first
+    end of backward     the gradients, and one layer in work: the first
+    optimizer step      all gradients
 
 Training a parameter in float32 with AdamW takes 16 bytes: weight 4, gradient 4, two averages 8.
 So full training of 8 billion parameters needs more than 100 GB before the first token, and
 quantization cannot help: it shrinks weights that are frozen, for a number of 4 or 8 bits is too
 coarse to take a gradient step. LoRA pays the 16 bytes too, but for one parameter in a hundred.
 
-The bytes were counted in traced training steps of the real model classes (transformers 5.23, peft
-0.21, bitsandbytes 0.50, torch 2.13), for one GPU. Fragments and CUDA's own share: see `verdict`.
+The bytes were counted in training steps of this code with the real model classes (sft/trace.py;
+transformers 5.23, peft 0.21, bitsandbytes 0.50, torch 2.13), for one GPU. Fragments and CUDA's own
+share: see `verdict`.
 """
 
 from dataclasses import dataclass
@@ -29,16 +30,13 @@ MARGIN = 1.15  # the allocator reserves more than is in use: 1.06 to 1.25 times 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes a number
 NF4_SCALES = (1 + 4 / 256) / 64  # bytes a weight: 64 weights share one, double-quantized
 NF4_TABLES = 2048  # bytes a matrix: what the 16 levels and the scales' 256 stand for
+IN_8_BITS = 2 * (1 + 4 / 256)  # bytes a weight: two averages, of which 256 share a scale each
 OPTIMIZERS = {  # (state in widths of the trained weight, state in bytes, temporary in widths)
     "adamw_torch_fused": (2, 0, 0),
     "adamw_torch": (2, 0, 1),  # all parameters at once, so a temporary as large as all of them
-    "adamw_bnb_8bit": (
-        0,
-        2 + 2 / 64,
-        0,
-    ),  # two averages of one byte, and the scales of their blocks
-    "adamw_8bit": (0, 2 + 2 / 64, 0),
-    "paged_adamw_8bit": (0, 2 + 2 / 64, 0),
+    "adamw_bnb_8bit": (0, IN_8_BITS, 0),
+    "adamw_8bit": (0, IN_8_BITS, 0),
+    "paged_adamw_8bit": (0, IN_8_BITS, 0),
     "sgd": (0, 0, 0),
 }
 OPTIMIZERS["auto"] = OPTIMIZERS["adamw_torch_fused"]  # what sft/machine.py takes where it fits
@@ -139,6 +137,8 @@ def target_modules(shape: dict, lora_targets: str) -> list[str] | None:
 def estimate(shape: dict, settings: dict) -> Estimate:
     """The memory that one training step takes on one GPU.
 
+    It is that of the fullest batch: every row is `max_length` long. Where a padded batch has rows
+    of other lengths, attention keeps a mask and repeats keys, which `verdict` leaves room for.
     Where sft/machine.py chooses (`auto`), it is that with checkpointing and adamw_torch_fused.
 
     Args:
