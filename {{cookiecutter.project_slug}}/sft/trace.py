@@ -48,6 +48,10 @@ from sft.vram import WORKSPACE, Estimate
 ROUND = 512  # bytes; PyTorch's allocator hands out multiples of it
 
 
+class Untraceable(ValueError):
+    """One sentence on why the memory of a model cannot be counted."""
+
+
 def trace(
     config: PretrainedConfig, args, training_args: TrainingArguments, trained_share: float
 ) -> Estimate:
@@ -60,7 +64,7 @@ def trace(
         trained_share: the share of tokens that have a label.
 
     Raises:
-        ValueError: the layers differ from one another, or fake tensors cannot take the step.
+        Untraceable: the layers differ from one another.
     """
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None) or [""] * text.num_hidden_layers
@@ -77,7 +81,7 @@ def trace(
     of_last = least - _parameters(_with_layers(config, short_kinds[:-1]))
     alike = added.get(last, of_last) == of_last
     if not alike or whole != least + sum(n * added[kind] for kind, n in further.items()):
-        raise ValueError(
+        raise Untraceable(
             f"The layers of this {config.model_type} differ from one another: a few of them "
             "cannot stand for all, and the memory is not known before it is measured."
         )
@@ -127,13 +131,19 @@ def trace_settings(shape: dict, settings: dict) -> Estimate:
     """`trace` for the content of a config.json and settings as `sft.vram.estimate` takes them.
 
     Raises:
-        ValueError: transformers has no such model, or `trace` refuses it.
+        Untraceable: transformers has no such model, or fake tensors cannot take its step.
     """
     kind = shape.get("model_type")
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"This version of transformers has no model of the type {kind!r}.")
+        raise Untraceable(f"This version of transformers has no model of the type {kind!r}.")
     numbers = {k: v for k, v in shape.items() if k not in ("model_type", "architectures")}
-    config = AutoConfig.for_model(kind, **numbers)
+    try:
+        config = AutoConfig.for_model(kind, **numbers)
+        _parameters(config)
+    except Exception as error:  # no language model, or numbers that do not go together
+        raise Untraceable(
+            f"The config.json is of no causal language model that can be made ({_short(error)})."
+        ) from error
     words = []
     known = {field.name for field in (*fields(ProjectArguments), *fields(TrainingArguments))}
     for key, value in settings.items():
@@ -148,7 +158,20 @@ def trace_settings(shape: dict, settings: dict) -> Estimate:
                 f"--{key}={json.dumps(value) if isinstance(value, (dict, bool)) else value}"
             )
     args, training_args = load_config([*words, "--use_cpu=true", "--bf16=true"], for_training=True)
-    return trace(config, args, training_args, settings.get("trained_share", 0.25))
+    try:
+        return trace(config, args, training_args, settings.get("trained_share", 0.25))
+    except Untraceable:
+        raise
+    except Exception as error:  # whatever the code of a model says to tensors without content
+        raise Untraceable(
+            f"A training step of {kind} cannot be traced ({_short(error)}); its memory is not "
+            "known before it is measured."
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    """The first line of what an error says, in one breath, without its full stop."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160].rstrip(". ")
 
 
 def _with_layers(config: PretrainedConfig, kinds: Sequence[str]) -> PretrainedConfig:
