@@ -198,6 +198,35 @@ def test_a_token_across_the_border_belongs_to_the_reply(project):
     assert in_project(project, with_options, template, messages, {}) == [" and so</s>"]
 
 
+def test_a_reply_may_read_like_what_the_template_writes_around_it(project):
+    template = FAMILIES["the last turn ends otherwise"][0]
+    learnt = in_project(
+        project,
+        with_options,
+        template,
+        chat("user: Hi", "assistant: final", "user: final", "assistant: final"),
+        {},
+    )
+    start = "<|channel|>final<|message|>final"
+    assert learnt == [f"{start}<|end|>", f"{start}</s>"]
+
+
+def test_a_reply_that_the_template_drops_is_not_looked_for_in_the_next_message(project):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{{ m.content if loop.last or m.role == 'user' }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    messages = chat("user: Hi", "assistant: Yes", "user: Yes", "assistant: Me")
+    said = in_project(project, with_options, template, messages, {})
+    assert said == "the chat template depends on the reply: message 2 cannot be located"
+
+
+def test_a_prompt_may_hold_the_marker_that_replies_are_found_with(project):
+    messages = chat("user: \u2060reply\u2060", "assistant: Hello")
+    assert in_project(project, with_options, CHATML, messages, {}) == ["Hello<|im_end|>"]
+
+
 def test_a_reply_without_prompt_is_trained_on_from_its_first_word(project):
     for turns in (["assistant: Hello"], ["user: Hi", "assistant: Hello", "assistant: Hello"]):
         learnt = in_project(project, with_options, THINKING, chat(*turns), {})

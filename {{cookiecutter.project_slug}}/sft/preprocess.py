@@ -2,10 +2,11 @@
 
 The model is to learn the assistant's replies and where they end, nothing else: a label is the token
 itself where it is learnt, and -100 where the loss passes over it. Where a reply stands is the chat
-template's secret, so we ask the template. `locate` renders the conversation again with the reply
-swapped for a marker: what stands left and right of the marker is the template's own text, what is
-left over in the real text is the reply. The real text is tokenized once, and sft/tokens.py carries
-the reply from characters to tokens.
+template's secret, so we ask the template. What it prompts a reply with ends where the reply begins,
+and most replies stand there word for word. For the others `locate` renders the conversation again
+with the reply swapped for a marker: what stands left and right of the marker is the template's own
+text, what is left over in the real text is the reply. The real text is tokenized once, and
+sft/tokens.py carries the reply from characters to tokens.
 
 Where any of this does not hold, a `MaskError` says why: there is a mask that is right, or none.
 
@@ -133,27 +134,34 @@ class Encoder:
         return Rendering(messages, trained, text, searched, forged)
 
     def _find(self, renderings: list[Rendering]) -> list[Found | MaskError]:
-        """Each reply is looked for with two more renderings: marked, and what prompts for it."""
-        places = [(r.messages, at) for r in renderings for at in reversed(r.trained)]
-        marked = iter(render_each(self.tokenizer, [mark(*place) for place in places]))
-        prompts = iter(
-            render_each(
-                self.tokenizer,
-                [messages[:at] for messages, at in places if is_prompted_for(messages, at)],
-                add_generation_prompt=True,
-            )
-        )
-        asked = [
+        """The prompt shows where most last replies stand; others take another rendering."""
+        places = [(r, at) for r in renderings for at in reversed(r.trained)]
+        prompts = self._prompts(places)
+        shown = [
+            attempt(behind_prompt, r, at, prompt)
+            for (r, at), prompt in zip(places, prompts, strict=True)
+        ]
+        hidden = [place for place, span in zip(places, shown, strict=True) if not span]
+        marked = iter(render_each(self.tokenizer, [mark(r.messages, at) for r, at in hidden]))
+        spans = iter(
             [
-                (next(marked), next(prompts) if is_prompted_for(r.messages, at) else "")
-                for at in reversed(r.trained)
+                span or attempt(locate, r.messages, at, r.searched, prompt, next(marked))
+                for (r, at), prompt, span in zip(places, prompts, shown, strict=True)
             ]
+        )
+        return [
+            attempt(find_replies, r, [next(spans) for _ in r.trained], self.control)
             for r in renderings
         ]
-        return [
-            attempt(find_replies, rendering, texts, self.control)
-            for rendering, texts in zip(renderings, asked, strict=True)
+
+    def _prompts(self, places: list[tuple[Rendering, int]]) -> list[str | MaskError]:
+        """What inference would prompt each reply with; "" where it would not ask for that one."""
+        asked = [at > 0 and r.messages[at - 1]["role"] != "assistant" for r, at in places]
+        before = [
+            r.messages[:at] for (r, at), is_asked in zip(places, asked, strict=True) if is_asked
         ]
+        prompts = iter(render_each(self.tokenizer, before, add_generation_prompt=True))
+        return [next(prompts) if is_asked else "" for is_asked in asked]
 
     def _label(self, found: list[Found]) -> list[dict | MaskError]:
         tokens = self.tokens.encode_batch(
@@ -172,23 +180,14 @@ def mark(messages: list[dict], at: int) -> list[dict]:
     return [*messages[:at], marked, *messages[at + 1 :]]
 
 
-def is_prompted_for(messages: list[dict], at: int) -> bool:
-    """Whether inference would ask for that message with a generation prompt."""
-    return at > 0 and messages[at - 1]["role"] != "assistant"
-
-
-def find_replies(
-    rendering: Rendering, asked: list[tuple[str | MaskError, str | MaskError]], control
-) -> Found:
-    """Find the replies to train on, each with its end of turn.
-
-    Args:
-        asked: for each reply, from the last one on: the text with the marker in it, the prompt.
-    """
+def find_replies(rendering: Rendering, spans: list[Span | MaskError], control) -> Found:
+    """The replies to train on, each with its end of turn; `spans` has them from the last one on."""
     messages, text = rendering.messages, rendering.searched
     replies, last = [], None
-    for at, texts in zip(reversed(rendering.trained), asked, strict=True):
-        start, end = locate(messages, at, text, *texts)
+    for at, span in zip(reversed(rendering.trained), spans, strict=True):
+        if isinstance(span, MaskError):
+            raise span
+        start, end = span
         if last is None:
             last = end_of_last(messages, text, start, end, control)
             stop = end + len(last) if last else len(text)  # but for white space, that is the end
@@ -198,20 +197,32 @@ def find_replies(
     return Found(rendering, replies, bool(last))
 
 
-def locate(
-    messages: list[dict], at: int, text: str, swapped: str | MaskError, prompt: str | MaskError
-) -> tuple[int, int]:
+def behind_prompt(rendering: Rendering, at: int, prompt: str) -> Span | None:
+    """Where the last reply stands, if its words are behind the prompt just once.
+
+    Then the template has made nothing else of it. Behind an earlier one are other messages' words.
+    """
+    messages, text = rendering.messages, rendering.searched
+    is_bare = messages[at].keys() == {"role", "content"}  # no thought stands beside the content
+    if not prompt or not is_bare or at + 1 < len(messages) or not text.startswith(prompt):
+        return None
+    _, words, after = text[len(prompt) :].partition(messages[at]["content"])
+    return (len(prompt), len(text) - len(after)) if words and words not in after else None
+
+
+def locate(messages: list[dict], at: int, text: str, prompt: str, swapped: str) -> Span:
     """Where the reply `messages[at]` stands in `text`, from the end of the generation prompt on.
 
     Args:
-        swapped: what `mark` made of the conversation, rendered.
         prompt: the messages before it, rendered with a generation prompt; "" if inference has none.
+        swapped: what `mark` made of the conversation, rendered.
+
+    Raises:
+        MaskError: the template makes something else of the reply, or drops its thought.
     """
     where, content = f"message {at + 1}", messages[at]["content"]
     thought, tag, answer = content.rpartition("</think>")  # where templates take it apart
     is_plain = thought.lstrip().startswith("<think>") and content.count("think>") == 2
-    if isinstance(swapped, MaskError):
-        raise swapped
     before, marker, after = swapped.partition(MARK)
     start, end = len(before), len(text) - len(after)
     if not marker or not text.startswith(before) or not text.endswith(after):
@@ -221,8 +232,6 @@ def locate(
 
     # what inference supplies is not to be learnt; what it does not supply is, such as the empty
     # thought that a template writes before an answer without one
-    if isinstance(prompt, MaskError):
-        raise prompt
     fits = True
     if prompt and text.startswith(prompt) and len(prompt) <= start:
         start = len(prompt)

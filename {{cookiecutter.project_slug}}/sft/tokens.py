@@ -7,8 +7,8 @@ tokens say the same. Where these do not lead to just the borders of a span, the 
 
 import json
 from bisect import bisect_left, bisect_right
+from itertools import accumulate
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.control_tokens import ControlTokens, Span
@@ -54,14 +54,14 @@ class Tokens:
     def _by_width(self, text: str, ids: list[int], spans: list[Span]) -> list[Span] | None:
         """The tokens of each span; None where a border is none between tokens."""
         is_ascii = text.isascii()
-        ends = np.cumsum(self.widths[ids])
+        ends = [0, *accumulate(map(self.widths.__getitem__, ids))]  # in bytes
         borders = [at if is_ascii else len(text[:at].encode()) for span in spans for at in span]
-        if not ids or ends[-1] != len(text.encode()) or 0 in borders:
+        if ends[-1] != len(text.encode()):
             return None
-        last = np.searchsorted(ends, borders)  # the token that ends at a border
-        if (ends[last] != borders).any():
+        tokens = [bisect_left(ends, border) for border in borders]  # that begin there
+        if [ends[token] for token in tokens] != borders:
             return None
-        return [(first, end) for first, end in (last + 1).reshape(-1, 2).tolist()]
+        return list(zip(tokens[::2], tokens[1::2], strict=True))
 
     def by_offset(self, ids: list[int], place, spans: list[Span]) -> list[Span]:
         """The tokens of each span; `place` has the (first character, end) of a token.
@@ -78,13 +78,13 @@ class Tokens:
         return found
 
 
-def _widths(tokenizer: Tokenizer) -> np.ndarray | None:
+def _widths(tokenizer: Tokenizer) -> list[int] | None:
     """The bytes of each token by its id; None if the tokenizer is not byte-level."""
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
     if not decoder or decoder["type"] != "ByteLevel":
         return None
     vocabulary = tokenizer.get_vocab()
-    widths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    widths = [0] * (max(vocabulary.values()) + 1)
     for token, number in vocabulary.items():
         widths[number] = len(token)  # it is spelt with one character a byte
     for number, token in tokenizer.added_tokens_decoder.items():
