@@ -16,6 +16,11 @@ WORK = BENCH / ".work"
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
+# What becomes of freed memory. glibc gives that of large tensors back to the system, which fetches
+# and clears it anew at the next step; on a GPU PyTorch keeps it, and here glibc can be told to.
+GIVEN_BACK, KEPT = "", "freed memory kept"
+_KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -171,6 +176,7 @@ class Workshop:
                 "OMP_NUM_THREADS": str(self.threads),
                 "OMP_WAIT_POLICY": "passive",  # waiting in a loop would count as work
                 "PYTHONDONTWRITEBYTECODE": "1",
+                **(_KEEP if job["memory"] == KEPT else {}),
             }
             worker = BENCH / "workers" / f"with_{framework.replace('ours', 'project')}.py"
             log = path.with_suffix(".log")
@@ -207,6 +213,7 @@ def training_job(
     warmup: int,
     steps: int | None = None,
     quantization: str = "none",
+    memory: str = GIVEN_BACK,
 ) -> dict:
     """What a worker has to know to train.
 
@@ -214,6 +221,7 @@ def training_job(
         rows: the files of `data.write`.
         model: its "folder" and its "pad_token_id".
         method: "full" or "lora".
+        memory: `GIVEN_BACK` or `KEPT`.
     """
     lora = method == "lora"
     return {
@@ -237,6 +245,7 @@ def training_job(
         "targets": TARGETS,
         "warmup": warmup,
         "steps": steps,
+        "memory": memory,
         "options": contender.options,
         "all_logits": contender.all_logits,
         "training": {

@@ -183,10 +183,11 @@ def training_section(found: dict) -> list[str]:
             spread(times(ours, runs, "memory_growth"), "{:.0%}") if not missing(ours) else "",
         ]
 
-    for (dataset, method, rows), group in grouped(
-        found["runs"], "dataset", "method", "rows_per_step"
+    for (dataset, method, rows, memory), group in grouped(
+        found["runs"], "dataset", "method", "rows_per_step", "memory"
     ).items():
         title = f"{dataset}, {'LoRA' if method == 'lora' else 'full'}, {rows} rows a step"
+        title += f", {memory}" if memory else ""
         rows = compared(group, contender_label, line, len(head) - 1)
         lines += ["", f"**{title}**", "", *table(head, rows)]
     return lines
@@ -226,6 +227,8 @@ def growth_section(found: dict) -> list[str]:
             cost = 1e6 / middle(runs, key)
             first = first or cost
             grown = f"{middle(runs, 'memory_growth') / 2**20:,.0f} MB"
+            if "memory_mapped" in runs[0]:
+                grown += f", {middle(runs, 'memory_mapped') / 2**20:,.0f} MB of it mapped files"
             rows.append([f"{size:,}", f"{cost:,.0f}", f"{cost / first:.0%}", grown])
         lines += ["", *table(head, rows)]
     return lines
@@ -292,7 +295,11 @@ SECTIONS = {
 
 
 PANELS = {
-    "training": (("dataset", "method", "rows_per_step"), "tokens_per_cpu_second", "rows a step"),
+    "training": (
+        ("dataset", "method", "rows_per_step", "memory"),
+        "tokens_per_cpu_second",
+        "rows a step",
+    ),
     "preprocessing": (("dataset", "processes"), "rows_per_cpu_second", "process"),
 }
 
@@ -314,7 +321,8 @@ def draw(results: Path) -> None:
             setting, group = next(iter(grouped(runs, *keys).items()))
             group = {name: these for name, these in group.items() if not missing(these)}
             unit = key.replace("_", " ").replace("cpu second", "CPU-second")
-            panels.append((f"{unit} ({', '.join(map(str, setting))} {last})", group, key))
+            setting = ", ".join(str(part) for part in setting if part)
+            panels.append((f"{unit} ({setting} {last})", group, key))
     if not panels:
         return
     bars = [len(group) for _, group, _ in panels]
