@@ -211,6 +211,16 @@ def test_a_reply_may_read_like_what_the_template_writes_around_it(project):
     assert learnt == [f"{start}<|end|>", f"{start}</s>"]
 
 
+def test_a_reply_may_go_on_like_what_the_template_begins_it_with(project):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{{ '- ' if m.role == 'assistant' }}{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    learnt = in_project(project, with_options, template, chat("user: Hi", "assistant: - - -"), {})
+    assert learnt == ["- - - -<|end|>"]
+
+
 def test_a_reply_that_the_template_drops_is_not_looked_for_in_the_next_message(project):
     template = (
         "{% for m in messages %}<|{{ m.role }}|>"

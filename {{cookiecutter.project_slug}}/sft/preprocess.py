@@ -206,8 +206,9 @@ def behind_prompt(rendering: Rendering, at: int, prompt: str) -> Span | None:
     is_bare = messages[at].keys() == {"role", "content"}  # no thought stands beside the content
     if not prompt or not is_bare or at + 1 < len(messages) or not text.startswith(prompt):
         return None
-    _, words, after = text[len(prompt) :].partition(messages[at]["content"])
-    return (len(prompt), len(text) - len(after)) if words and words not in after else None
+    words, start = messages[at]["content"], len(prompt)
+    first, last = text.find(words, start), text.rfind(words, start)  # they may overlap
+    return (start, first + len(words)) if first == last >= 0 else None
 
 
 def locate(messages: list[dict], at: int, text: str, prompt: str, swapped: str) -> Span:
