@@ -227,8 +227,9 @@ def growth_section(found: dict) -> list[str]:
             cost = 1e6 / middle(runs, key)
             first = first or cost
             grown = f"{middle(runs, 'memory_growth') / 2**20:,.0f} MB"
-            if "memory_mapped" in runs[0]:
-                grown += f", {middle(runs, 'memory_mapped') / 2**20:,.0f} MB of it mapped files"
+            if "memory_anonymous" in runs[0]:
+                anonymous = f"{middle(runs, 'memory_anonymous') / 2**20:,.0f} MB"
+                grown += f", without mapped files {anonymous}"
             rows.append([f"{size:,}", f"{cost:,.0f}", f"{cost / first:.0%}", grown])
         lines += ["", *table(head, rows)]
     return lines

@@ -10,6 +10,7 @@ import json
 import platform
 import resource
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -133,16 +134,28 @@ def measure_training(job: dict, train) -> dict:
 def measure_preparing(result: dict):
     """Add to `result` what the block takes, in this process and in those that it starts.
 
-    Of the memory, mapped files are named as well: the system takes that back when it likes.
+    Of the memory, what is no mapped file is told apart: those the system takes back when it likes.
     """
-    before, start, mapped = memory_now(), time.perf_counter(), _status("RssFile")
-    cpu = _cpu_seconds()
+    before, start = memory_now(), time.perf_counter()
+    anonymous, cpu = [_status("RssAnon")], _cpu_seconds()
+    ended = threading.Event()
+
+    def watch():
+        while not ended.wait(0.02):  # the system keeps no peak of this part
+            anonymous.append(_status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
     forget_peak()
-    yield
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
     result["wall_seconds"] = time.perf_counter() - start
     result["cpu_seconds"] = _cpu_seconds() - cpu
     result["memory_growth"] = memory_peak() - before
-    result["memory_mapped"] = _status("RssFile") - mapped
+    result["memory_anonymous"] = max(anonymous) - anonymous[0]
 
 
 def describe(dataset, rows: int = 64) -> dict:
