@@ -134,14 +134,14 @@ REPLACED = [
     ),
     (
         "the mask covers the prompt",
-        f"{PROJECT}/sft/preprocess.py",
+        f"{PROJECT}/sft/mask/encoder.py",
         "    labels = [-100] * len(ids)",
         "    labels = list(ids)",
         [QWEN, ROWS, NF4, LORA, "collator=seq2seq"],
     ),
     (
         "only the first reply of a conversation is learnt",
-        f"{PROJECT}/sft/preprocess.py",
+        f"{PROJECT}/sft/mask/encoder.py",
         "        labels[first:end] = ids[first:end]",
         "        labels[first:end] = ids[first:end]\n        break",
         [QWEN, "dataset_format=messages", NF4, LORA, "collator=seq2seq"],

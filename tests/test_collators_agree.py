@@ -45,7 +45,7 @@ def project(bake_once):
 
 
 def batches() -> dict[str, dict]:
-    from sft.smoke import build_tokenizer, build_twin
+    from sft.twin import build_tokenizer, build_twin
 
     build_twin("twin", "")
     model = AutoModelForCausalLM.from_pretrained("twin")
@@ -88,7 +88,7 @@ def test_padding_free_makes_one_row_and_says_where_examples_begin(project):
 
 def twin(name: str, attention: str = "sdpa", **changes):
     """A tiny model of the project's architecture, and that collator made for it."""
-    from sft.smoke import build_tokenizer, build_twin
+    from sft.twin import build_tokenizer, build_twin
 
     build_twin("twin", "")
     model = AutoModelForCausalLM.from_pretrained(

@@ -15,7 +15,7 @@ def project(bake_once):
 
 
 def tokenizer_with(template: str, control: list[str], eos: str | None):
-    from sft.smoke import build_tokenizer
+    from sft.twin import build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": control})
@@ -28,8 +28,8 @@ def trained(template: str, control: list[str], eos: str, messages: list, **how) 
     """The texts that are trained on, in order, or the sentence of the refusal."""
     from itertools import groupby
 
-    from sft.conversation import MaskError
-    from sft.preprocess import encode
+    from sft.mask.conversation import MaskError
+    from sft.mask.encoder import encode
 
     tokenizer = tokenizer_with(template, control, eos)
     try:
@@ -464,9 +464,9 @@ def test_a_turn_is_forged_by_tool_calls_as_well(project):
 def with_tokens_that_are_not_flagged() -> list:
     from tokenizers import AddedToken
 
-    from sft.conversation import MaskError
-    from sft.preprocess import encode
-    from sft.smoke import build_tokenizer
+    from sft.mask.conversation import MaskError
+    from sft.mask.encoder import encode
+    from sft.twin import build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([AddedToken(f"<|{role}|>", special=False) for role in ("user", "end")])
@@ -490,7 +490,7 @@ def test_a_token_that_the_template_writes_is_a_control_token_flagged_or_not(proj
 
 def spelled_out(messages: list, template: str, end: str) -> tuple:
     """How often each control token is in the ids, and the texts that are trained on."""
-    from sft.preprocess import encode
+    from sft.mask.encoder import encode
 
     tokenizer = tokenizer_with(template, CONTROL, end)
     ids = encode(messages, tokenizer, control_tokens="escape")["input_ids"]
@@ -533,8 +533,8 @@ def test_control_tokens_need_not_be_special_nor_all_be_seen(project):
 def with_added_tokens() -> list:
     from tokenizers import AddedToken
 
-    from sft.conversation import MaskError
-    from sft.preprocess import encode
+    from sft.mask.conversation import MaskError
+    from sft.mask.encoder import encode
 
     learnt, messages = [], chat("user: Who?", "assistant: Me")
     plain, _ = FAMILIES["no end at all"]
@@ -563,7 +563,7 @@ def with_swallowing_tokens() -> list[str]:
 
     from tokenizers import AddedToken
 
-    from sft.preprocess import encode
+    from sft.mask.encoder import encode
 
     names = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     tokenizer = tokenizer_with(
@@ -587,8 +587,8 @@ LONG = chat(
 
 def fitted(max_length: int, mode: str, messages: list) -> tuple:
     """The text that is left and the texts that are trained on, or the sentence of the refusal."""
-    from sft.conversation import MaskError
-    from sft.preprocess import encode
+    from sft.mask.conversation import MaskError
+    from sft.mask.encoder import encode
 
     tokenizer = tokenizer_with(CHATML, CONTROL, "</s>")
     try:
@@ -675,7 +675,7 @@ def count_trained(messages: list, max_length: int, turns: str) -> int:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.prepare import prepare
+    from sft.examples import prepare
 
     options = {"max_length": max_length, "turns": turns, "truncation_mode": "truncate_prompt"}
     options |= {"messages_column": "messages", "test_size": 0}
@@ -809,9 +809,9 @@ def truth(shape: dict, messages: list[dict]) -> list[tuple[str, str]]:
 
 
 def check_any_text_in_any_template(examples: int) -> dict:
-    from sft.conversation import MaskError
-    from sft.preprocess import encode
-    from sft.smoke import build_tokenizer
+    from sft.mask.conversation import MaskError
+    from sft.mask.encoder import encode
+    from sft.twin import build_tokenizer
 
     base = build_tokenizer()
     base.add_special_tokens({"additional_special_tokens": CONTROL})

@@ -95,8 +95,8 @@ def prepare_rows(rows: list, *options: str) -> tuple:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.prepare import prepare
-    from sft.smoke import build_tokenizer
+    from sft.examples import prepare
+    from sft.twin import build_tokenizer
 
     args = project_arguments(["--max_length=500", "--test_size=0", *options])
     try:
@@ -123,8 +123,8 @@ def ends_with_another_eos() -> list[int]:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.prepare import prepare
-    from sft.smoke import build_tokenizer
+    from sft.examples import prepare
+    from sft.twin import build_tokenizer
 
     tokenizer, rows = build_tokenizer(), Dataset.from_list(GOOD)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -202,8 +202,8 @@ def held_out() -> tuple:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.prepare import prepare
-    from sft.smoke import build_tokenizer
+    from sft.examples import prepare
+    from sft.twin import build_tokenizer
 
     args = project_arguments(["--max_length=500", "--test_size=0.25", "--max_set_aside=1"])
     rows = {"train": Dataset.from_list(GOOD * 5 + BAD, on_mixed_types="use_json")}
@@ -219,8 +219,8 @@ def prepare_splits(train: list, evaluation: list, *options: str) -> dict | str:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.prepare import prepare
-    from sft.smoke import build_tokenizer
+    from sft.examples import prepare
+    from sft.twin import build_tokenizer
 
     given = {"train": train, "evaluation": evaluation}
     rows = {split: Dataset.from_list(these) for split, these in given.items() if these}
@@ -267,8 +267,8 @@ def fingerprints() -> list[str]:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.prepare import encode_rows
-    from sft.smoke import build_tokenizer
+    from sft.examples import encode_rows
+    from sft.twin import build_tokenizer
 
     def name(rows: Dataset, tokenizer, *options: str) -> str:
         return encode_rows(rows, tokenizer, project_arguments([*options]))._fingerprint
@@ -289,12 +289,12 @@ def examples_by(processes: int, many: int) -> tuple[list, int]:
     """The examples, and how many processes are at it where so many rows count as many."""
     from datasets import Dataset, disable_caching
 
-    from sft import prepare
+    from sft import examples
     from sft.config import project_arguments
-    from sft.smoke import build_tokenizer
+    from sft.twin import build_tokenizer
 
     disable_caching()
-    prepare.ROWS_PER_PROCESS = many
+    examples.ROWS_PER_PROCESS = many
     used, taken = [], Dataset.map
 
     def watched(self, *args, **kwargs):
@@ -304,7 +304,7 @@ def examples_by(processes: int, many: int) -> tuple[list, int]:
     Dataset.map = watched
     rows = {"train": Dataset.from_list([*GOOD * 20, *BAD])}
     options = [f"--dataset_num_proc={processes}", "--max_set_aside=1", "--max_length=500"]
-    datasets, reports = prepare.prepare(rows, build_tokenizer(), project_arguments(options))
+    datasets, reports = examples.prepare(rows, build_tokenizer(), project_arguments(options))
     report = {**vars(reports["train"]), "lengths": None, "trained": None}
     return [split.to_list() for split in datasets.values()] + [report], *used
 
@@ -332,7 +332,7 @@ SHAREGPT = {
 
 def as_messages(row: dict, column: str) -> list | str:
     from sft.config import project_arguments
-    from sft.dataset import to_messages
+    from sft.format import to_messages
 
     try:
         return to_messages(row, project_arguments([f"--messages_column={column}"]))

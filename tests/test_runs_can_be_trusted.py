@@ -27,7 +27,7 @@ SMALL = [
 
 
 def make_twin() -> None:
-    from sft.smoke import build_twin
+    from sft.twin import build_twin
 
     build_twin("twin", "")
 
@@ -95,7 +95,7 @@ def order_of_rows(options: list) -> tuple[list, list]:
     """Lengths of the rows as training takes them, and as the collator's sampler has them."""
     import train
     from sft.collator import EvenSampler
-    from sft.prepare import column
+    from sft.examples import column
 
     seen = []
 

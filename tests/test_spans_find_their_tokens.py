@@ -18,9 +18,9 @@ def both_ways(normalizer: str | None) -> dict:
     """How often widths told, of many random spans in random texts, once both said the same."""
     from tokenizers import normalizers
 
-    from sft.control_tokens import ControlTokens
-    from sft.smoke import build_tokenizer
-    from sft.tokens import Tokens
+    from sft.mask.control_tokens import ControlTokens
+    from sft.mask.tokens import Tokens
+    from sft.twin import build_tokenizer
 
     tokenizer = build_tokenizer()
     if normalizer:
@@ -57,7 +57,7 @@ def other_tokenizers() -> bool:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from sft.tokens import _widths
+    from sft.mask.tokens import _widths
 
     words = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from sft.config import load_config, say
+from sft.examples import Report, encode_rows, usable
+from sft.mask_view import legend, page, show, show_refused
 from sft.model import load_tokenizer
-from sft.prepare import Report, encode_rows, usable
-from sft.preview import legend, page, show, show_refused
 from sft.report import show_rows
 from sft.rows import load_rows
-from sft.smoke import smoke_arguments
+from sft.twin import smoke_arguments
 
 FIRST, LONGEST, REFUSED = 5, 2, 5  # how many rows are shown; of those refused, for each reason
 

@@ -14,12 +14,12 @@ import chat
 from sft.adapter import add_adapter
 from sft.collator import get_collator
 from sft.config import load_config, say
+from sft.examples import prepare
 from sft.model import load_model, load_tokenizer, stop_at, stop_tokens
-from sft.prepare import prepare
 from sft.report import plot_loss, show_rows, show_summary, summarize
 from sft.rows import load_rows
-from sft.smoke import smoke_arguments
 from sft.trainer import Trainer, check_disk, checkpoint_to_resume
+from sft.twin import smoke_arguments
 
 
 def main(argv: list[str]) -> Path:

@@ -43,8 +43,8 @@ def train(job: dict) -> dict:
 def prepare(job: dict) -> dict:
     argv = enter(job)
     from sft.config import project_arguments
+    from sft.examples import prepare
     from sft.model import load_tokenizer
-    from sft.prepare import prepare
     from sft.rows import load_rows
 
     argv.append(f"--dataset_num_proc={job['processes']}")

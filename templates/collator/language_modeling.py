@@ -2,7 +2,7 @@
 
 This is continued pretraining, not supervised fine-tuning: the model learns to write prompts as much
 as to answer them. It suits raw text in a new language or field; for question and answer pairs the
-mask of sft/preprocess.py is what you want, and this collator throws that mask away.
+mask of sft/mask/encoder.py is what you want, and this collator throws that mask away.
 """
 
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase

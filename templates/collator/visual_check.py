@@ -7,7 +7,7 @@ what is only read is grey, and padding is a faint dot.
 from accelerate import PartialState
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.preview import legend, show
+from sft.mask_view import legend, show
 
 ROWS = 2  # of the first batch are shown
 

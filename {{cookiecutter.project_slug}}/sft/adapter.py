@@ -1,1 +1,1 @@
-{% include "adapter/" ~ ("full" if cookiecutter.lora_targets == "full" else "lora") ~ ".py" %}
+{% include "lora_targets/" ~ ("full" if cookiecutter.lora_targets == "full" else "lora") ~ ".py" %}

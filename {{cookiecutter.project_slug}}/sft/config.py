@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from sft.adapter import AdapterArguments
-from sft.dataset import DatasetArguments
+from sft.format import DatasetArguments
 from sft.machine import AUTO, CHOSEN_HERE, choose
 
 ROOT = Path(__file__).resolve().parent.parent

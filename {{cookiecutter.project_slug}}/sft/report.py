@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sft.config import ROOT
-from sft.prepare import Report
+from sft.examples import Report
 from sft.vram import GB, estimate
 
 matplotlib.use("Agg")  # no display is needed

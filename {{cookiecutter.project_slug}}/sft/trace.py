@@ -41,8 +41,8 @@ from sft.adapter import add_adapter
 from sft.collator import get_collator
 from sft.config import ProjectArguments, load_config
 from sft.quantization import quantization_config
-from sft.smoke import build_tokenizer
 from sft.trainer import Trainer
+from sft.twin import build_tokenizer
 from sft.vram import WORKSPACE, Estimate
 
 ROUND = 512  # bytes; PyTorch's allocator hands out multiples of it

@@ -11,7 +11,7 @@ from transformers import DataCollator, PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.config import say
-from sft.prepare import column
+from sft.examples import column
 
 
 class Trainer(transformers.Trainer):

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from sft.config import project_arguments  # noqa: E402
 from sft.rows import is_local, load_rows  # noqa: E402
-from sft.smoke import SAMPLE, build_tokenizer  # noqa: E402
+from sft.twin import SAMPLE, build_tokenizer  # noqa: E402
 
 
 def pytest_configure(config):

@@ -1,4 +1,4 @@
-"""What should be trained on, found in another way than sft/preprocess.py finds it.
+"""What should be trained on, found in another way than sft/mask/encoder.py finds it.
 
 All that the messages say is swapped for sentinels at once. Between the sentinels stands the
 template's own text; with the real words put back in it has to be the real rendering, and every

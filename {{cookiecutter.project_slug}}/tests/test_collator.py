@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sft.collator import get_collator
+from sft.examples import prepare
 from sft.model import stop_tokens
-from sft.prepare import prepare
-from sft.smoke import build_tokenizer, build_twin
 from sft.trainer import LogitsWhereTrained
+from sft.twin import build_tokenizer, build_twin
 
 
 @pytest.fixture(scope="module")

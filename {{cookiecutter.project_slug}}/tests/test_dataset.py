@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sft.conversation import attempt
-from sft.dataset import columns, to_messages
-from sft.prepare import Report, encode_rows, prepare
+from sft.examples import Report, encode_rows, prepare
+from sft.format import columns, to_messages
+from sft.mask.conversation import attempt
 
 
 def test_every_row_has_the_columns(args, rows):

@@ -5,10 +5,10 @@ from contextlib import suppress
 import pytest
 from oracle import judge
 
-from sft.conversation import MaskError
-from sft.dataset import to_messages
+from sft.format import to_messages
+from sft.mask.conversation import MaskError
+from sft.mask.encoder import encode, encode_batch
 from sft.model import stop_tokens
-from sft.preprocess import encode, encode_batch
 
 
 @pytest.fixture(scope="module")

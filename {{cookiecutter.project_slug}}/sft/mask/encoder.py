@@ -6,7 +6,7 @@ template's secret, so we ask the template. What it prompts a reply with ends whe
 and most replies stand there word for word. For the others `locate` renders the conversation again
 with the reply swapped for a marker: what stands left and right of the marker is the template's own
 text, what is left over in the real text is the reply. The real text is tokenized once, and
-sft/tokens.py carries the reply from characters to tokens.
+sft/mask/tokens.py carries the reply from characters to tokens.
 
 Where any of this does not hold, a `MaskError` says why: there is a mask that is right, or none.
 
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.control_tokens import ControlTokens, Span, hide_forged, tokenize_escaped
-from sft.conversation import (
+from sft.mask.control_tokens import ControlTokens, Span, hide_forged, tokenize_escaped
+from sft.mask.conversation import (
     MaskError,
     attempt,
     check,
@@ -28,8 +28,8 @@ from sft.conversation import (
     shorten,
     thinking,
 )
-from sft.end_of_turn import end_of_earlier, end_of_last
-from sft.tokens import Tokens
+from sft.mask.end_of_turn import end_of_earlier, end_of_last
+from sft.mask.tokens import Tokens
 
 MARK = "\u2060reply\u2060"  # word joiners: a template that trims the reply leaves the marker whole
 

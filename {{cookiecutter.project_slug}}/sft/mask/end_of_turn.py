@@ -8,8 +8,8 @@ write the next turn's header at once, which is not for the model to write.
 import re
 from os.path import commonprefix
 
-from sft.control_tokens import UNUSED, ControlTokens
-from sft.conversation import MaskError, render
+from sft.mask.control_tokens import UNUSED, ControlTokens
+from sft.mask.conversation import MaskError, render
 
 PROBE = {"role": "user", "content": UNUSED}
 

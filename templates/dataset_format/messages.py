@@ -23,7 +23,7 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     """One row as a conversation: `[{"role": ..., "content": ...}, ...]`.
 
     `system_prompt` is put before conversations that have no system turn of their own. What the
-    turns hold is looked at where they are masked (sft/conversation.py).
+    turns hold is looked at where they are masked (sft/mask/conversation.py).
 
     Raises:
         ValueError: the column is no list of turns.

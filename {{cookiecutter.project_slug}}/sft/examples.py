@@ -16,10 +16,10 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft import control_tokens, conversation, end_of_turn, preprocess, tokens
-from sft.conversation import attempt, of_sound
-from sft.dataset import DatasetArguments, columns, to_messages
-from sft.preprocess import Encoder
+from sft.format import DatasetArguments, columns, to_messages
+from sft.mask import control_tokens, conversation, encoder, end_of_turn, tokens
+from sft.mask.conversation import attempt, of_sound
+from sft.mask.encoder import Encoder
 
 FEATURES = Features(
     {
@@ -202,13 +202,13 @@ def _refuse_too_many(split: str, report: Report, args) -> None:
     raise SystemExit("\n".join([*lines, "python preview.py, with the same options, shows them."]))
 
 
-# what an example is made of, beside the keys of sft/dataset.py
+# what an example is made of, beside the keys of sft/format.py
 _SETTINGS = ("max_length", "turns", "truncation_mode", "control_tokens")
 
 
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
     modules = (
-        preprocess,
+        encoder,
         conversation,
         control_tokens,
         end_of_turn,

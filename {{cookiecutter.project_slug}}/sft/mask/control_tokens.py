@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.conversation import MaskError, render
+from sft.mask.conversation import MaskError, render
 
 UNUSED = "\ue000"  # from Unicode's private use area: it means nothing to any template
 Span = tuple[int, int]  # first character, end

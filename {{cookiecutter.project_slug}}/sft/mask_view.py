@@ -13,9 +13,9 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.prepare import Report
+from sft.examples import Report
 
-PAGE = Path(__file__).with_name("preview.html")
+PAGE = Path(__file__).with_name("mask_view.html")
 SHOWN = 600  # characters of a long prompt that the terminal shows
 
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.control_tokens import ControlTokens, Span
+from sft.mask.control_tokens import ControlTokens, Span
 
 
 class Tokens:

@@ -1,1 +1,0 @@
-{% include "dataset/" ~ cookiecutter.dataset_format ~ ".py" %}

@@ -1,0 +1,1 @@
+{% include "dataset_format/" ~ cookiecutter.dataset_format ~ ".py" %}

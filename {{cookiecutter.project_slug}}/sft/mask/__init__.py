@@ -1,0 +1,1 @@
+"""Conversations to `input_ids` and `labels`."""
