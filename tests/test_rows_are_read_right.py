@@ -91,22 +91,22 @@ def test_a_wrong_dataset_is_named(project, dataset, why):
 
 
 def prepare_rows(rows: list, *options: str) -> tuple:
-    """(used, set aside by reason, shortened), or the words the run stops with."""
+    """(used, skipped by reason, shortened), or the words the run stops with."""
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.examples import prepare
+    from sft.examples import make_examples
     from sft.twin import build_tokenizer
 
     args = project_arguments(["--max_length=500", "--test_size=0", *options])
     try:
         rows = {"train": Dataset.from_list(rows, on_mixed_types="use_json")}
-        datasets, reports = prepare(rows, build_tokenizer(), args)
+        datasets, reports = make_examples(rows, build_tokenizer(), args)
     except SystemExit as error:
         return str(error), None, None
     report = reports["train"]
     assert len(datasets["train"]) == len(report.lengths)
-    return len(report.lengths), report.set_aside, report.shortened
+    return len(report.lengths), report.skipped, report.shortened
 
 
 BAD = [
@@ -123,14 +123,14 @@ def ends_with_another_eos() -> list[int]:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.examples import prepare
+    from sft.examples import make_examples
     from sft.twin import build_tokenizer
 
     tokenizer, rows = build_tokenizer(), Dataset.from_list(GOOD)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     found = []
     for tokenizer.eos_token in ("<|endoftext|>", "<|im_end|>"):
-        made, _ = prepare({"train": rows}, tokenizer, project_arguments([]))
+        made, _ = make_examples({"train": rows}, tokenizer, project_arguments([]))
         found.append(made["train"][0]["input_ids"][-1])
     return found
 
@@ -141,9 +141,9 @@ def test_another_end_of_turn_is_not_read_from_the_cache(project):
 
 
 def test_rows_that_cannot_be_trained_on_are_counted_by_reason(project):
-    used, set_aside, _ = in_project(project, prepare_rows, GOOD + BAD, "--max_set_aside=1")
+    used, skipped, _ = in_project(project, prepare_rows, GOOD + BAD, "--max_skipped=1")
     assert used == len(GOOD)
-    assert set_aside == {
+    assert skipped == {
         "longer than max_length": 1,
         "empty reply": 1,
         "empty prompt": 1,
@@ -153,38 +153,38 @@ def test_rows_that_cannot_be_trained_on_are_counted_by_reason(project):
 
 
 def test_some_rows_are_saved_by_shortening_and_escaping(project):
-    options = ["--truncation_mode=truncate_prompt", "--control_tokens=escape", "--max_set_aside=1"]
-    used, set_aside, shortened = in_project(project, prepare_rows, GOOD + BAD, *options)
+    options = ["--truncation_mode=truncate_prompt", "--control_tokens=escape", "--max_skipped=1"]
+    used, skipped, shortened = in_project(project, prepare_rows, GOOD + BAD, *options)
     assert (used, shortened) == (len(GOOD) + 2, 1)
-    assert set_aside.keys().isdisjoint({"longer than max_length", "control token in the text"})
+    assert skipped.keys().isdisjoint({"longer than max_length", "control token in the text"})
 
 
-def test_too_many_rows_set_aside_stop_the_run_and_each_cause_is_named(project):
+def test_too_many_rows_skipped_stop_the_run_and_each_cause_is_named(project):
     said, _, _ = in_project(project, prepare_rows, GOOD + BAD)
-    assert "6 of 10" in said and "max_set_aside = 0.05" in said
+    assert "6 of 10" in said and "max_skipped = 0.05" in said
     for words in (
         "(row 5: ", "row 6: message 2", "row 10: message 1 holds <|im_end|>", "python preview.py",
         "raise max_length, or set truncation_mode", "set control_tokens to escape",
     ):  # fmt: skip
         assert words in said
     assert "(row 8)" in said and said.index("2 column 'dialogue'") < said.index("1 longer")
-    used, set_aside, _ = in_project(project, prepare_rows, (GOOD * 5)[1:] + BAD[:1])
-    assert used == 19 and sum(set_aside.values()) == 1  # 5% and no more
+    used, skipped, _ = in_project(project, prepare_rows, (GOOD * 5)[1:] + BAD[:1])
+    assert used == 19 and sum(skipped.values()) == 1  # 5% and no more
 
 
-def test_a_number_among_texts_is_set_aside(project, tmp_path):
+def test_a_number_among_texts_is_skipped(project, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(jsonl([*GOOD, {"dialogue": 5, "summary": "s"}]))
-    used, set_aside, _ = in_project(project, prepare_file, str(path))
-    assert (used, set_aside) == (4, {"column 'dialogue' is int, not text": 1})
+    used, skipped, _ = in_project(project, prepare_file, str(path))
+    assert (used, skipped) == (4, {"column 'dialogue' is int, not text": 1})
 
 
 def prepare_file(path: str) -> tuple:
-    return prepare_rows(load(path)[0], "--max_set_aside=1")
+    return prepare_rows(load(path)[0], "--max_skipped=1")
 
 
 def test_where_no_row_is_left_the_run_stops_with_a_sentence(project):
-    said, _, _ = in_project(project, prepare_rows, GOOD, "--max_length=3", "--max_set_aside=1")
+    said, _, _ = in_project(project, prepare_rows, GOOD, "--max_length=3", "--max_skipped=1")
     assert "4 of 4" in said and "none is left" in said and "longer than max_length" in said
 
 
@@ -202,13 +202,13 @@ def held_out() -> tuple:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.examples import prepare
+    from sft.examples import make_examples
     from sft.twin import build_tokenizer
 
-    args = project_arguments(["--max_length=500", "--test_size=0.25", "--max_set_aside=1"])
+    args = project_arguments(["--max_length=500", "--test_size=0.25", "--max_skipped=1"])
     rows = {"train": Dataset.from_list(GOOD * 5 + BAD, on_mixed_types="use_json")}
-    datasets, reports = prepare(rows, build_tokenizer(), args)
-    again, _ = prepare(rows, build_tokenizer(), args)
+    datasets, reports = make_examples(rows, build_tokenizer(), args)
+    again, _ = make_examples(rows, build_tokenizer(), args)
     assert again["train"].to_list() == datasets["train"].to_list()
     train, evaluation = ((reports[s].rows, len(datasets[s])) for s in ("train", "evaluation"))
     return train, evaluation, (len(again["evaluation"]), len(again["evaluation"]))
@@ -219,13 +219,13 @@ def prepare_splits(train: list, evaluation: list, *options: str) -> dict | str:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.examples import prepare
+    from sft.examples import make_examples
     from sft.twin import build_tokenizer
 
     given = {"train": train, "evaluation": evaluation}
     rows = {split: Dataset.from_list(these) for split, these in given.items() if these}
     try:
-        datasets, reports = prepare(
+        datasets, reports = make_examples(
             rows, build_tokenizer(), project_arguments(["--max_length=500", *options])
         )
     except SystemExit as error:
@@ -250,9 +250,9 @@ def test_a_few_rows_are_split_so_that_each_part_has_one(project, size):
     assert in_project(project, prepare_splits, GOOD[:1], [], option) == {"train": 1}
 
 
-def test_a_thousand_rows_set_aside_do_not_hide_the_types_of_the_others(project):
+def test_a_thousand_skipped_rows_do_not_hide_the_types_of_the_others(project):
     rows = BAD[1:2] * 1000 + GOOD
-    assert in_project(project, prepare_rows, rows, "--max_set_aside=1")[0] == len(GOOD)
+    assert in_project(project, prepare_rows, rows, "--max_skipped=1")[0] == len(GOOD)
 
 
 def test_the_cache_forgets_when_anything_that_makes_an_example_changes(project):
@@ -303,8 +303,8 @@ def examples_by(processes: int, many: int) -> tuple[list, int]:
 
     Dataset.map = watched
     rows = {"train": Dataset.from_list([*GOOD * 20, *BAD])}
-    options = [f"--dataset_num_proc={processes}", "--max_set_aside=1", "--max_length=500"]
-    datasets, reports = examples.prepare(rows, build_tokenizer(), project_arguments(options))
+    options = [f"--dataset_num_proc={processes}", "--max_skipped=1", "--max_length=500"]
+    datasets, reports = examples.make_examples(rows, build_tokenizer(), project_arguments(options))
     report = {**vars(reports["train"]), "lengths": None, "trained": None}
     return [split.to_list() for split in datasets.values()] + [report], *used
 
@@ -370,13 +370,13 @@ def shown(path: str) -> tuple:
     return said.getvalue(), page.read_text(encoding="utf-8")
 
 
-def test_the_preview_shows_what_is_trained_on_and_what_is_set_aside(project, tmp_path):
+def test_the_preview_shows_what_is_trained_on_and_what_is_skipped(project, tmp_path):
     path = tmp_path / "rows.jsonl"
     marked = {"dialogue": "<script>alert('d')</script>", "summary": "a 🎉 & <b>"}
     path.write_text(jsonl([marked, *GOOD, *BAD]))
     terminal, page = in_project(project, shown, str(path))
     assert "▶a 🎉 & <b><|im_end|>◀" in terminal
-    assert "row 6 set aside: longer than max_length" in " ".join(terminal.split())
+    assert "row 6 skipped: longer than max_length" in " ".join(terminal.split())
     assert '<i class="on"' in page and "<script" not in page and "🎉" in page
     assert "row 7: empty reply" in page and "trained on" in page
     assert "http" not in page  # nothing is fetched

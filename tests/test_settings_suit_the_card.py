@@ -44,9 +44,7 @@ def choose(found: dict | None, options: tuple) -> tuple[dict, str]:
     from sft import config, machine
 
     machine.find_card = lambda: machine.Card(**found) if found else None
-    words = [*config._words_of_config_yaml(), "--base_model_path=base_model", *options]
-    types = (config.ProjectArguments, config.TrainingArguments)
-    return machine.choose(config._values(types, words)[0])
+    return machine.choose(config.typed_values(["--base_model_path=base_model", *options]))
 
 
 def chosen(project, found: dict | None, *options: str) -> dict:

@@ -3,33 +3,35 @@
 python chat.py                                     a conversation; an empty line ends it
 python chat.py --prompt "Please Summarize: ..."    one answer
 python chat.py --model outputs/merged              another folder than the training's result
+python chat.py --system_prompt "Answer in French."
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from transformers import TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from sft.adapter import load_trained
-from sft.config import load_config
+from sft.config import load_config, parse
 from sft.model import load_tokenizer
+
+
+@dataclass
+class Options:
+    prompt: Annotated[str | None, "answer this and stop"] = None
+    model: Annotated[Path | None, "the folder to load; without it, output_dir/final"] = None
+    max_new_tokens: Annotated[int, "the most that an answer may have; 512"] = 512
+    sample: Annotated[bool, "sample instead of taking the likeliest token"] = False
 
 
 def main(argv: list[str]) -> str:
     """Answer `--prompt`, or each line that is typed; returns the last answer."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, add_help=True)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--prompt", help="answer this and stop")
-    parser.add_argument("--model", help="the folder to load (output_dir/final)")
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    parser.add_argument(
-        "--sample", action="store_true", help="sample instead of taking the likeliest"
-    )
-    options, overrides = parser.parse_known_args(argv)
+    options, overrides = parse(argv, __doc__, Options)
     args, training_args = load_config(overrides)
-    folder = Path(options.model or Path(training_args.output_dir) / "final")
+    folder = options.model or Path(training_args.output_dir) / "final"
     if not folder.is_dir():
         raise SystemExit(
             f"{folder} does not exist; run train.py first, or name a folder with --model."
@@ -39,23 +41,26 @@ def main(argv: list[str]) -> str:
     model = load_trained(folder, args).eval()
     if model.device != training_args.device:  # a quantized model is there, and may not be moved
         model.to(training_args.device)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-
-    messages, answer = list(system), ""
+    messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    answer = ""
     while True:
         prompt = options.prompt if options.prompt is not None else _typed()
         if not prompt:
             return answer
         messages.append({"role": "user", "content": prompt})
-        answer = reply(model, tokenizer, messages, options, streamer)
+        answer = reply(model, tokenizer, messages, options)
         messages.append({"role": "assistant", "content": answer})
         if options.prompt is not None:
             return answer
 
 
-def reply(model, tokenizer, messages: list[dict], options, streamer=None) -> str:
-    """The model's next turn, up to its end-of-turn token."""
+def reply(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict],
+    options: Options,
+) -> str:
+    """Print and return the model's next turn, up to its end-of-turn token."""
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     ).to(model.device)
@@ -64,7 +69,7 @@ def reply(model, tokenizer, messages: list[dict], options, streamer=None) -> str
             **inputs,
             max_new_tokens=options.max_new_tokens,
             do_sample=options.sample,
-            streamer=streamer,
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 

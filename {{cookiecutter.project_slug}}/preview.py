@@ -8,33 +8,38 @@ No model is loaded. The examples are cached: training takes them from there.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from sft.config import load_config, say
-from sft.examples import Report, encode_rows, usable
-from sft.mask_view import legend, page, show, show_refused
+from sft.config import load_config, parse, say
+from sft.examples import RowReport, encode_rows, usable
+from sft.mask_view import legend, page, show, show_skipped
 from sft.model import load_tokenizer
 from sft.report import show_rows
 from sft.rows import load_rows
-from sft.twin import smoke_arguments
+from sft.twin import smoke_overrides
 
-FIRST, LONGEST, REFUSED = 5, 2, 5  # how many rows are shown; of those refused, for each reason
+FIRST, LONGEST, SKIPPED = 5, 2, 5  # how many rows are shown; of those skipped, for each reason
+
+
+@dataclass
+class Options:
+    smoke: Annotated[bool, "with the tiny twin's tokenizer, offline"] = False
 
 
 def main(argv: list[str]) -> Path:
-    """Show the first, the longest and the refused rows; returns the path of the page."""
-    if "--help" in argv or "-h" in argv:
-        raise SystemExit(__doc__)
-    if "--smoke" in argv:
-        words = [word for word in argv if word != "--smoke"]
-        argv = smoke_arguments(words, Path("outputs/smoke_preview"))
-    args, training_args = load_config(argv)
+    """Show the first, the longest and the skipped rows; returns the path of the page."""
+    options, overrides = parse(argv, __doc__, Options)
+    if options.smoke:
+        overrides = smoke_overrides(overrides, Path("outputs/smoke_preview"))
+    args, training_args = load_config(overrides)
     rows = load_rows(args)["train"]
     tokenizer = load_tokenizer(args.base_model_path, args.revision)
     encoded = encode_rows(rows, tokenizer, args)
-    report = Report.of(encoded)
+    report = RowReport.of(encoded)
     show_rows({"all rows": report})
 
     used = usable(encoded)
@@ -46,17 +51,17 @@ def main(argv: list[str]) -> Path:
     for title, example in shown.items():
         show(title, example["input_ids"], example["labels"], tokenizer)
     legend()
-    of_each = {reason: [] for reason in report.set_aside}
-    refused = np.setdiff1d(np.arange(len(encoded)), used)
-    for index, reason in zip(refused.tolist(), encoded.select(refused)["reason"], strict=True):
+    of_each = {reason: [] for reason in report.skipped}
+    unused = np.setdiff1d(np.arange(len(encoded)), used)
+    for index, reason in zip(unused.tolist(), encoded.select(unused)["reason"], strict=True):
         of_each[reason.partition(": ")[0]].append(index)
-    some = [index for rows_of_one in of_each.values() for index in rows_of_one[:REFUSED]]
-    refusals = [(index + 1, encoded[index]["reason"], rows[index]) for index in some]
-    show_refused(refusals, sum(report.set_aside.values()))
+    some = [index for indices in of_each.values() for index in indices[:SKIPPED]]
+    skipped = [(index + 1, encoded[index]["reason"], rows[index]) for index in some]
+    show_skipped(skipped, sum(report.skipped.values()))
 
     path = Path(training_args.output_dir) / "preview.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(args, report, shown, refusals, tokenizer), encoding="utf-8")
+    path.write_text(page(args, report, shown, skipped, tokenizer), encoding="utf-8")
     say(f"The same as a page to look at or send: {path}")
     return path
 

@@ -6,28 +6,38 @@ python train.py --learning_rate 1e-4    any key of config.yaml, for this run alo
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from transformers import set_seed
 
 import chat
-from sft.adapter import add_adapter
+from sft.adapter import add_adapter, check_adapter
+from sft.checkpoints import check_disk, checkpoint_to_resume, step_of
 from sft.collator import get_collator
-from sft.config import load_config, say
-from sft.examples import prepare
-from sft.model import load_model, load_tokenizer, stop_at, stop_tokens
+from sft.config import load_config, parse, say
+from sft.examples import make_examples
+from sft.model import load_model, load_tokenizer
 from sft.report import plot_loss, show_rows, show_summary, summarize
 from sft.rows import load_rows
-from sft.trainer import Trainer, check_disk, checkpoint_to_resume
-from sft.twin import smoke_arguments
+from sft.stop_tokens import stop_at, stop_tokens
+from sft.trainer import Trainer
+from sft.twin import smoke_overrides
+
+
+@dataclass
+class Options:
+    smoke: Annotated[bool, "prove the whole path with a tiny twin, offline, on the CPU"] = False
 
 
 def main(argv: list[str]) -> Path:
     """Train, save, and return the folder of the result."""
-    smoke = "--smoke" in argv
-    if smoke:
-        argv = smoke_arguments([word for word in argv if word != "--smoke"])
-    args, training_args = load_config(argv, for_training=True)
+    options, overrides = parse(argv, __doc__, Options)
+    if options.smoke:
+        overrides = smoke_overrides(overrides)
+    args, training_args = load_config(overrides, for_training=True)
+    check_adapter(args)
     checkpoint = checkpoint_to_resume(training_args, args)
     set_seed(training_args.seed)
 
@@ -35,10 +45,10 @@ def main(argv: list[str]) -> Path:
     with training_args.main_process_first():  # the others find it in the cache
         rows = load_rows(args)
 
-    say("2. Preprocess: rows to tokens, with labels on what is learnt")
+    say("2. Preprocess: rows to tokens, with labels on what is trained on")
     tokenizer = load_tokenizer(args.base_model_path, args.revision)
     with training_args.main_process_first():
-        datasets, reports = prepare(rows, tokenizer, args)
+        examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
 
     say(f"3. Load the base model, {args.base_model_path}")
@@ -50,13 +60,13 @@ def main(argv: list[str]) -> Path:
     say(f"   {trained:,} parameters are trained")
 
     say("5. Make the Trainer")
-    if "evaluation" not in datasets:
+    if "evaluation" not in examples:
         training_args.eval_strategy = "no"
     trainer = Trainer(
         model=model,
         args=training_args,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("evaluation"),
+        train_dataset=examples["train"],
+        eval_dataset=examples.get("evaluation"),
         data_collator=get_collator(tokenizer, model),
         processing_class=tokenizer,
     )
@@ -64,13 +74,14 @@ def main(argv: list[str]) -> Path:
     say("6. Train")
     check_disk(model, training_args)
     model.config.use_cache = False  # the cache is for generating
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     if trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
             "the same command goes on from the last checkpoint."
         )
-    metrics = trainer.evaluate() if "evaluation" in datasets else {}
+    if "evaluation" in examples:
+        metrics |= trainer.evaluate()
     model.config.use_cache = True
 
     final = Path(training_args.output_dir) / "final"
@@ -79,12 +90,13 @@ def main(argv: list[str]) -> Path:
     if trainer.is_world_process_zero():
         stop_at(model, stop_tokens(tokenizer)).save_pretrained(final)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
-        show_summary(summarize(trainer, args, reports, result.metrics, metrics), final.parent)
+        summary = summarize(trainer, args, reports, metrics, step_of(checkpoint))
+        show_summary(summary, final.parent)
     trainer.close()
 
-    if smoke and training_args.world_size == 1:
+    if options.smoke and training_args.world_size == 1:
         say("Reload what was saved, and talk to it")
-        chat.main(["--prompt", "Hello!", "--max_new_tokens", "16", *argv])
+        chat.main(["--prompt=Hello!", "--max_new_tokens=16", *overrides])
         say("The whole path works. The real run: python train.py")
     return final
 

@@ -43,7 +43,7 @@ def train(job: dict) -> dict:
 def prepare(job: dict) -> dict:
     argv = enter(job)
     from sft.config import project_arguments
-    from sft.examples import prepare
+    from sft.examples import make_examples
     from sft.model import load_tokenizer
     from sft.rows import load_rows
 
@@ -52,7 +52,7 @@ def prepare(job: dict) -> dict:
     tokenizer = load_tokenizer(args.base_model_path)
     result = {}
     with meter.measure_preparing(result):
-        datasets, _ = prepare(load_rows(args), tokenizer, args)
+        datasets, _ = make_examples(load_rows(args), tokenizer, args)
     return result | meter.describe(datasets["train"])
 
 

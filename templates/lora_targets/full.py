@@ -4,21 +4,22 @@ Each parameter then needs its weight, its gradient and two numbers of optimizer 
 float32, 8 in bfloat16. `python vram.py` shows what that comes to.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from sft.command_line import refuse_unknown
+from sft.config import ProjectArguments
 from sft.model import load_whole
 
 
-@dataclass(kw_only=True)
-class AdapterArguments:
-    """Full training has no adapter, hence no keys of its own in config.yaml."""
+def check_adapter(args: ProjectArguments) -> None:
+    """Refuse what config.yaml has beside our keys and the Trainer's: there is no adapter."""
+    refuse_unknown(args.adapter, known=())
 
 
-def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PreTrainedModel:
+def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PreTrainedModel:
     """The model itself, with every parameter set to be trained.
 
     Raises:
@@ -29,6 +30,6 @@ def add_adapter(model: PreTrainedModel, args: AdapterArguments) -> PreTrainedMod
     return model.requires_grad_(True)
 
 
-def load_trained(folder: Path, args) -> PreTrainedModel:
+def load_trained(folder: Path, args: ProjectArguments) -> PreTrainedModel:
     """The model in `folder`, which stands by itself."""
     return load_whole(str(folder), args)

@@ -1,26 +1,38 @@
-"""config.yaml and the command line: every value of a run, typed and checked."""
+"""config.yaml and the command line: every value of a run, typed and checked.
+
+Importing this file imports no torch, so that `python vram.py` answers at once.
+"""
 
 import difflib
-import json
 import os
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
 
-from sft.adapter import AdapterArguments
+from sft.command_line import by_key, refuse_unknown, typed
 from sft.format import DatasetArguments
-from sft.machine import AUTO, CHOSEN_HERE, choose
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 ROOT = Path(__file__).resolve().parent.parent
+HELP = """
+Each key of config.yaml is an option as well, for one run: --max_length 2048, --report_to=none.
+So is any other field of transformers.TrainingArguments.
+"""
 
 
 @dataclass(kw_only=True)
-class ProjectArguments(DatasetArguments, AdapterArguments):
-    """The keys of config.yaml that are ours; all others are fields of `TrainingArguments`."""
+class ProjectArguments(DatasetArguments):
+    """The keys of config.yaml that are ours.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
 
     base_model_path: str
     dataset: str
@@ -35,117 +47,129 @@ class ProjectArguments(DatasetArguments, AdapterArguments):
     turns: Literal["all", "last"] = "all"
     truncation_mode: Literal["drop", "truncate_prompt", "keep_start"] = "drop"
     control_tokens: Literal["refuse", "escape"] = "refuse"
-    max_set_aside: float = 0.05
+    max_skipped: float = 0.05
     dataset_num_proc: int = 0
+    # the keys that are neither here nor in TrainingArguments: sft/adapter.py takes them
+    adapter: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for key, is_right, wanted in (
+            ("max_length", self.max_length >= 1, "a positive number of tokens"),
+            ("max_skipped", 0 <= self.max_skipped <= 1, "a share of the rows, from 0 to 1"),
+            ("test_size", 0 <= self.test_size < 1, "a share of the rows, from 0 to below 1"),
+            ("dataset_num_proc", self.dataset_num_proc >= 0, "a number of processes, or 0"),
+        ):
+            if not is_right:
+                raise ValueError(f"{key} must be {wanted}, not {getattr(self, key)}.")
 
 
-class _Parser(HfArgumentParser):
-    """A parser that knows `auto`, and that a mistake is the user's."""
+OURS = {key: kind for key, kind in get_type_hints(ProjectArguments).items() if key != "adapter"}
 
-    def add_argument(self, *names, **kwargs):
-        action = super().add_argument(*names, **kwargs)
-        if action.dest in CHOSEN_HERE:
-            action.default, parse = AUTO, action.type
-            action.type = lambda word: word if word == AUTO else parse(word)
-            action.choices = action.choices and [*action.choices, AUTO]
-        return action
 
-    def error(self, message):
-        raise SystemExit(f"config.yaml or the command line: {message}")
+def parse(argv: list[str], doc: str, options: type) -> tuple[Any, list[str]]:
+    """Split the command line into a script's own options and the words that override config.yaml.
+
+    Args:
+        doc: the script's docstring, shown by `--help`.
+        options: a dataclass whose fields are typed `Annotated[type, "what it does"]`.
+
+    Raises:
+        SystemExit: a key does not exist or a value is of the wrong type; or the help was shown.
+    """
+    kinds = get_type_hints(options, include_extras=True)
+    if {"-h", "--help"} & {*argv}:
+        lines = [f"  --{key:<16} {get_args(kind)[1]}" for key, kind in kinds.items()]
+        print(doc, *lines, HELP, sep="\n", end="")
+        raise SystemExit(0)
+    words = by_key(argv)
+    _refuse_unknown(words, options=[*kinds])
+    own = {key: typed(key, words.pop(key), kinds[key]) for key in kinds if key in words}
+    overrides = []
+    for key, value in words.items():
+        overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
+    return options(**own), overrides
 
 
 def load_config(
-    argv: list[str], for_training: bool = False
-) -> tuple[ProjectArguments, TrainingArguments]:
-    """Read config.yaml, then the command line: where both name a key, the command line wins.
+    overrides: list[str], for_training: bool = False
+) -> tuple[ProjectArguments, "TrainingArguments"]:
+    """All values of a run: config.yaml's, or the command line's where it names the same key.
 
     Args:
         for_training: choose what is `auto` for this machine (sft/machine.py), and say so.
 
     Raises:
-        SystemExit: a key that does not exist, or a value of the wrong type; the sentence names it.
+        SystemExit: a key does not exist or a value is wrong; the sentence names it.
     """
-    os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
-    words = [*_words_of_config_yaml(), *argv]
-    _refuse_unknown_keys(words)
-    types = (ProjectArguments, TrainingArguments)
-    values, unknown = _values(types, words)
-    if unknown:
-        raise SystemExit(f"{unknown[0]!r} belongs to no key; write --key=value.")
+    from transformers import TrainingArguments
+
+    from sft.machine import AUTO, CHOSEN_HERE, choose
+
+    values = typed_values(overrides)
     chosen, line = choose(values) if for_training else ({}, "")
-    args, training_args = _made(types, values | chosen)
-    # several GPUs want torchrun; from one process the Trainer would cut each batch in pieces
+    values |= chosen
+    for key in CHOSEN_HERE:
+        if values[key] == AUTO:  # still: the library's own default
+            del values[key]
+    args, training_args = _make(ProjectArguments, values), _make(TrainingArguments, values)
+    # several GPUs need torchrun; from one process the Trainer would split each batch over them
     training_args._n_gpu = 1
     if training_args.hub_token:
         raise SystemExit(
             "hub_token would be saved in a file; set HF_TOKEN in the environment instead."
-        )
-    if args.max_length < 1:
-        raise SystemExit(
-            f"max_length must be a positive whole number of tokens, not {args.max_length}."
-        )
-    if not 0 <= args.max_set_aside <= 1:
-        raise SystemExit(
-            f"max_set_aside is a share of the rows, from 0 to 1, not {args.max_set_aside}."
-        )
-    if args.dataset_num_proc < 0:
-        raise SystemExit(
-            f"dataset_num_proc is a number of processes, or 0, not {args.dataset_num_proc}."
-        )
-    if not 0 <= args.test_size < 1:
-        raise SystemExit(
-            f"test_size is a share of the rows, from 0 to below 1, not {args.test_size}."
         )
     if line:
         say(line)
     return args, training_args
 
 
-def project_arguments(argv: list[str]) -> ProjectArguments:
-    """Our own values alone: `TrainingArguments` would already claim the device."""
-    os.chdir(ROOT)
-    words = [*_words_of_config_yaml(), *argv]
-    _refuse_unknown_keys(words)
-    values, _ = _values((ProjectArguments,), words)
-    return _made((ProjectArguments,), values)[0]
+def project_arguments(overrides: list[str]) -> ProjectArguments:
+    """Our own values alone: making `TrainingArguments` would already claim the device."""
+    return _make(ProjectArguments, typed_values(overrides))
 
 
-def _values(types: tuple, words: list[str]) -> tuple[dict, list[str]]:
-    """The typed values of all keys, and the words that belong to none."""
-    values, unknown = _Parser(types, allow_abbrev=False).parse_known_args(words)
-    values = vars(values)
-    if (
-        values.get("activation_checkpointing") == AUTO
-        and values["gradient_checkpointing"] is not None
-    ):
+def read_values(overrides: list[str]) -> dict[str, Any]:
+    """The keys of config.yaml and of the command line: at once, for ours alone are typed."""
+    words = by_key(overrides)
+    _refuse_unknown(words)
+    values = _config_yaml() | words
+    return {key: typed(key, value, OURS.get(key, Any)) for key, value in values.items()}
+
+
+def typed_values(overrides: list[str]) -> dict[str, Any]:
+    """Every key with its value or its default; the adapter's keys also together as `adapter`."""
+    from transformers import TrainingArguments
+
+    from sft.machine import AUTO, CHOSEN_HERE
+
+    os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
+    config, words = _config_yaml(), by_key(overrides)
+    _refuse_unknown(words)
+    kinds = get_type_hints(TrainingArguments) | OURS
+    kinds |= {key: kinds[key] | Literal[AUTO] for key in CHOSEN_HERE}
+    others = {key: type(value) for key, value in config.items() if key not in kinds}
+    slips = [key for key in others if difflib.get_close_matches(key, kinds, n=1, cutoff=0.88)]
+    refuse_unknown(slips, kinds)
+    every = (*fields(TrainingArguments), *fields(ProjectArguments))
+    values = {each.name: each.default for each in every if each.default is not MISSING}
+    values |= dict.fromkeys(CHOSEN_HERE, AUTO)
+    for key, given in (config | words).items():
+        values[key] = typed(key, given, (kinds | others)[key])
+    missing = [key for key in OURS if key not in values]
+    if missing:
+        raise SystemExit(f"config.yaml has no key {missing[0]!r}; restore it.")
+    if values["activation_checkpointing"] == AUTO and values["gradient_checkpointing"] is not None:
         values["activation_checkpointing"] = values["gradient_checkpointing"]  # its older name
-    return values, unknown
+    return values | {"adapter": {key: values[key] for key in others}}
 
 
-def _made(types: tuple, values: dict) -> tuple:
-    """The dataclasses; what is still `auto` gets the library's default."""
-    said = {key: v for key, v in values.items() if not (key in CHOSEN_HERE and v == AUTO)}
-    try:
-        return HfArgumentParser(types).parse_dict(said)
-    except (ValueError, ImportError) as error:  # TrainingArguments checks its own values
-        raise SystemExit(f"config.yaml or the command line: {error}") from None
+def say(text: str) -> None:
+    """Print from the first process alone."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, file=sys.stderr)
 
 
-def _refuse_unknown_keys(words: list[str]) -> None:
-    known = [
-        "help",
-        *(field.name for field in (*fields(ProjectArguments), *fields(TrainingArguments))),
-    ]
-    for word in words:
-        key = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
-
-
-def _words_of_config_yaml() -> list[str]:
-    """config.yaml as command line words, so that one parser gives every value its type."""
+def _config_yaml() -> dict[str, Any]:
     try:
         values = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -155,18 +179,22 @@ def _words_of_config_yaml() -> list[str]:
         raise SystemExit(f"config.yaml cannot be read as UTF-8 text: {error}.") from None
     if not isinstance(values, dict):
         raise SystemExit("config.yaml holds no keys; restore the file.")
-    words = []
-    for key, value in values.items():
-        if isinstance(value, list):
-            words += [f"--{key}", *map(str, value)]
-        elif isinstance(value, (dict, bool)):
-            words.append(f"--{key}={json.dumps(value)}")
-        elif value is not None:
-            words.append(f"--{key}={value}")
-    return words
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def say(text: str) -> None:
-    """Print from the first process alone."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(text, file=sys.stderr)
+def _refuse_unknown(words: dict, options: Iterable[str] = ()) -> None:
+    known = [*options, *OURS, *_config_yaml()]
+    if words.keys() <= {*known}:
+        return
+    from transformers import TrainingArguments
+
+    refuse_unknown(words, [*known, *get_type_hints(TrainingArguments)])
+
+
+def _make(arguments: type, values: dict[str, Any]) -> Any:
+    """The dataclass with those of the values that it has a field for."""
+    names = [each.name for each in fields(arguments)]
+    try:
+        return arguments(**{name: values[name] for name in names if name in values})
+    except (ValueError, ImportError) as error:  # both dataclasses check their values
+        raise SystemExit(f"config.yaml or the command line: {error}") from None

@@ -1,4 +1,4 @@
-"""Rows to examples: encoded in batches, cached, and what cannot be trained on set aside."""
+"""Rows to examples: encoded in batches, cached, held out for evaluation; others are skipped."""
 
 import gc
 import inspect
@@ -16,6 +16,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sft.config import ProjectArguments
 from sft.format import DatasetArguments, columns, to_messages
 from sft.mask import control_tokens, conversation, encoder, end_of_turn, tokens
 from sft.mask.conversation import attempt, of_sound
@@ -25,10 +26,10 @@ FEATURES = Features(
     {
         "input_ids": List(Value("int32")),
         "labels": List(Value("int32")),
-        "length": Value("int32"),  # of both; 0 where the row is set aside
+        "length": Value("int32"),  # of both; 0 where the row is skipped
         "trained": Value("int32"),  # tokens with a label
         "row": Value("int64"),  # its number in the file, from 1
-        "reason": Value("string"),  # why it is set aside, or ""
+        "reason": Value("string"),  # why it is skipped, or ""
         "shortened": Value("bool"),
     }
 )
@@ -42,15 +43,15 @@ ADVICE = {
 
 
 @dataclass
-class Report:
+class RowReport:
     """What became of the rows of one split."""
 
     rows: int
-    set_aside: dict[str, int]  # reason -> rows
+    skipped: dict[str, int]  # reason -> rows, the most frequent first
     first: dict[str, str]  # reason -> the first such row, with the detail
     shortened: int
-    lengths: np.ndarray  # tokens, one number a row that is used
-    trained: np.ndarray  # tokens with a label, likewise
+    lengths: np.ndarray  # of shape (rows used,), in tokens
+    trained: np.ndarray  # likewise, the tokens with a label
 
     @property
     def tokens(self) -> int:
@@ -61,20 +62,20 @@ class Report:
         return int(self.trained.sum())
 
     @classmethod
-    def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "Report":
+    def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "RowReport":
         """The report of what `encode_rows` returned, or of the rows at these positions in it."""
         rows = np.arange(len(encoded)) if rows is None else rows
         used = np.intersect1d(rows, usable(encoded))
-        refused = encoded.select(np.setdiff1d(rows, used)).select_columns(["row", "reason"])
-        set_aside, first = Counter(), {}
-        for batch in refused.iter(1000):
+        unused = encoded.select(np.setdiff1d(rows, used)).select_columns(["row", "reason"])
+        skipped, first = Counter(), {}
+        for batch in unused.iter(1000):
             for row, reason in zip(batch["row"], batch["reason"], strict=True):
                 kind, _, detail = reason.partition(": ")
-                set_aside[kind] += 1
+                skipped[kind] += 1
                 first.setdefault(kind, f"row {row}: {detail}" if detail else f"row {row}")
         return cls(
             rows=len(rows),
-            set_aside=dict(set_aside.most_common()),
+            skipped=dict(skipped.most_common()),
             first=first,
             shortened=int(column(encoded, "shortened")[used].sum()),
             lengths=column(encoded, "length")[used],
@@ -83,7 +84,7 @@ class Report:
 
 
 def column(examples: Dataset, name: str) -> np.ndarray:
-    """A column of numbers, read without the tokens, and at once: datasets gathers row by row."""
+    """A column of numbers, read at once and without the tokens: datasets gathers row by row."""
     values = examples.data.column(name).to_numpy()
     return values if examples._indices is None else values[examples._indices.column(0).to_numpy()]
 
@@ -93,18 +94,18 @@ def usable(encoded: Dataset) -> np.ndarray:
     return np.flatnonzero(column(encoded, "length"))
 
 
-def prepare(
-    rows: dict[str, Dataset], tokenizer: Tokenizer, args
-) -> tuple[dict[str, Dataset], dict[str, Report]]:
+def make_examples(
+    rows: dict[str, Dataset], tokenizer: Tokenizer, args: ProjectArguments
+) -> tuple[dict[str, Dataset], dict[str, RowReport]]:
     """Examples and a report for each split; without evaluation rows, `test_size` are held out.
 
     An example is `input_ids`, `labels` and the `length` of both.
 
     Raises:
-        SystemExit: a column is missing, no row is left, or more than `max_set_aside` are set aside.
+        SystemExit: a column is missing, no row is left, or more than `max_skipped` are skipped.
     """
     encoded = {split: encode_rows(these, tokenizer, args) for split, these in rows.items()}
-    reports = {split: Report.of(these) for split, these in encoded.items()}
+    reports = {split: RowReport.of(these) for split, these in encoded.items()}
     for split, report in reports.items():
         _refuse_too_many(split, report, args)
     used = {split: usable(these) for split, these in encoded.items()}
@@ -112,7 +113,7 @@ def prepare(
         held_out = _hold_out(used["train"], args.test_size)
         encoded["evaluation"] = whole = encoded["train"]
         rest = np.setdiff1d(np.arange(len(whole)), held_out)
-        reports = {"train": Report.of(whole, rest), "evaluation": Report.of(whole, held_out)}
+        reports = {"train": RowReport.of(whole, rest), "evaluation": RowReport.of(whole, held_out)}
         used = {"train": np.setdiff1d(used["train"], held_out), "evaluation": held_out}
     examples = {
         split: encoded[split].select(positions).select_columns(["input_ids", "labels", "length"])
@@ -187,16 +188,16 @@ def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> py
     return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
 
 
-def _refuse_too_many(split: str, report: Report, args) -> None:
-    set_aside = sum(report.set_aside.values())
-    if set_aside < report.rows and set_aside <= args.max_set_aside * report.rows:
+def _refuse_too_many(split: str, report: RowReport, args: ProjectArguments) -> None:
+    skipped = sum(report.skipped.values())
+    if skipped < report.rows and skipped <= args.max_skipped * report.rows:
         return
-    share = f"more than max_set_aside = {args.max_set_aside:g}"
-    if set_aside == report.rows:
+    share = f"more than max_skipped = {args.max_skipped:g}"
+    if skipped == report.rows:
         share = "and none is left"
-    rows = f"{set_aside:,} of {report.rows:,} {split} rows of {args.dataset!r}"
+    rows = f"{skipped:,} of {report.rows:,} {split} rows of {args.dataset!r}"
     lines = [f"{rows} cannot be trained on, {share}:"]
-    for reason, count in report.set_aside.items():
+    for reason, count in report.skipped.items():
         advice = f" -> {ADVICE[reason]}" if reason in ADVICE else ""
         lines.append(f"  {count:,} {reason} ({report.first[reason]}){advice}")
     raise SystemExit("\n".join([*lines, "python preview.py, with the same options, shows them."]))

@@ -1,4 +1,4 @@
-"""A mask to be looked at: one drawing of tokens, in the terminal and as a web page."""
+"""A mask, drawn: its tokens in the terminal and on a web page."""
 
 import json
 from html import escape
@@ -13,7 +13,8 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.examples import Report
+from sft.config import ProjectArguments
+from sft.examples import RowReport
 
 PAGE = Path(__file__).with_name("mask_view.html")
 SHOWN = 600  # characters of a long prompt that the terminal shows
@@ -28,7 +29,7 @@ class Piece(NamedTuple):
 
 
 def pieces(input_ids: list[int], labels: list[int], tokenizer: Tokenizer) -> list[Piece]:
-    """The tokens of an example with the text that each stands for."""
+    """The tokens of an example, each with its text."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]  # some decoders strip
     before = tokenizer.decode(anchor)  # the space from a first token
     found, ids = [], []
@@ -43,7 +44,7 @@ def pieces(input_ids: list[int], labels: list[int], tokenizer: Tokenizer) -> lis
 
 
 def show(title: str, input_ids, labels, tokenizer: Tokenizer, padding: int = 0) -> None:
-    """Draw one example in the terminal: what is trained on is green, what is only read is grey."""
+    """Draw one example in the terminal: green is trained on, grey is only read."""
     drawing = pieces(input_ids, labels, tokenizer)
     text = Text()
     for trained, run in groupby(drawing, key=lambda piece: piece.trained):
@@ -70,29 +71,39 @@ def legend(padding: bool = False) -> None:
     Console(stderr=True).print(text)
 
 
-def show_refused(refusals: list[tuple[int, str, dict]], count: int) -> None:
-    """List some of the `count` rows that are set aside, and why."""
+def show_skipped(rows: list[tuple[int, str, dict]], count: int) -> None:
+    """List some of the `count` rows that are skipped: number, reason and columns."""
     console = Console(stderr=True)
-    for number, reason, row in refusals:
-        console.print(Text.assemble(("row ", "red"), (str(number), "red"), f" set aside: {reason}"))
+    for number, reason, row in rows:
+        console.print(Text.assemble((f"row {number}", "red"), f" skipped: {reason}"))
         for column, value in row.items():
             console.print(Text(f"    {column}: {_raw(value)[:90]}", "bright_black"))
-    if count > len(refusals):
-        console.print(f"... and {count - len(refusals):,} more")
+    if count > len(rows):
+        console.print(f"... and {count - len(rows):,} more")
 
 
-def page(args, report: Report, shown: dict, refusals: list, tokenizer: Tokenizer) -> str:
-    """One self-contained HTML page: figures, histograms, tokens to hover over, refused rows."""
-    set_aside = sum(report.set_aside.values())
+def page(
+    args: ProjectArguments,
+    report: RowReport,
+    shown: dict[str, dict],
+    skipped: list[tuple[int, str, dict]],
+    tokenizer: Tokenizer,
+) -> str:
+    """One self-contained HTML page: figures, histograms, tokens to hover over, skipped rows.
+
+    Args:
+        shown: title -> example.
+        skipped: number, reason and columns of rows that are skipped.
+    """
+    count = sum(report.skipped.values())
     figures = {
         "rows": report.rows,
         "used": len(report.lengths),
-        "set aside": set_aside,
+        "skipped": count,
         "shortened": report.shortened,
         "tokens": report.tokens,
         "trained tokens": report.trained_tokens,
     }
-    counts = [(reason, count) for reason, count in report.set_aside.items()]
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         dataset=escape(args.dataset),
         base_model=escape(args.base_model_path),
@@ -100,17 +111,18 @@ def page(args, report: Report, shown: dict, refusals: list, tokenizer: Tokenizer
         lengths=histogram(report.lengths, "tokens a row", args.max_length),
         trained=histogram(report.trained, "trained tokens a row"),
         examples="".join(_example(title, example, tokenizer) for title, example in shown.items()),
-        reasons="".join(f"<li>{n:,} {escape(reason)}" for reason, n in counts) or "<li>none",
-        some=f"<p>The first {len(refusals)}:</p>" if set_aside > len(refusals) else "",
-        refusals="".join(
+        reasons="".join(f"<li>{n:,} {escape(why)}" for why, n in report.skipped.items())
+        or "<li>none",
+        some=f"<p>The first {len(skipped)}:</p>" if count > len(skipped) else "",
+        skipped="".join(
             f"<h3>row {number}: {escape(reason)}</h3><pre>{escape(_raw(row))}</pre>"
-            for number, reason, row in refusals
+            for number, reason, row in skipped
         ),
     )
 
 
 def histogram(values: np.ndarray, unit: str, limit: int | None = None, bins: int = 40) -> str:
-    """How often each size occurs, as an SVG; `limit` is marked where it lies among the sizes."""
+    """How often each size occurs, as an SVG; its caption names `limit`."""
     if not values.size:
         return ""
     low, high = int(values.min()), int(values.max())

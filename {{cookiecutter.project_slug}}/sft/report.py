@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sft.config import ROOT
-from sft.examples import Report
+from sft.config import ROOT, ProjectArguments
+from sft.examples import RowReport
+from sft.trainer import Trainer
 from sft.vram import GB, estimate
 
 matplotlib.use("Agg")  # no display is needed
@@ -21,8 +22,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # one process speaks
 
 
-def show_rows(reports: dict[str, Report]) -> None:
-    """One table of what became of the rows: used, set aside and why, lengths, trained share."""
+def show_rows(reports: dict[str, RowReport]) -> None:
+    """One table of what became of the rows: used, skipped and why, lengths, trained share."""
     table = Table(title="Rows", title_justify="left")
     table.add_column("")
     for split in reports:
@@ -34,8 +35,8 @@ def show_rows(reports: dict[str, Report]) -> None:
     splits = list(reports.values())
     line("rows", [r.rows for r in splits])
     line("used", [len(r.lengths) for r in splits])
-    for reason in dict.fromkeys(reason for r in splits for reason in r.set_aside):
-        line(f"set aside: {reason}", [r.set_aside.get(reason, 0) for r in splits])
+    for reason in dict.fromkeys(reason for r in splits for reason in r.skipped):
+        line(f"skipped: {reason}", [r.skipped.get(reason, 0) for r in splits])
     if any(r.shortened for r in splits):
         line("shortened to max_length", [r.shortened for r in splits])
     if not all(r.lengths.size for r in splits):
@@ -48,38 +49,41 @@ def show_rows(reports: dict[str, Report]) -> None:
 
 
 def summarize(
-    trainer, args, reports: dict[str, Report], trained: dict, evaluated: dict
+    trainer: Trainer,
+    args: ProjectArguments,
+    reports: dict[str, RowReport],
+    metrics: dict[str, float],
+    first_step: int,
 ) -> dict[str, float]:
     """The figures of a finished run.
 
     Args:
-        args: the project's own values.
-        trained: the metrics of `Trainer.train`; time and speed are those since the last start.
-        evaluated: the metrics of `Trainer.evaluate`, or nothing.
+        metrics: those of `Trainer.train`, and of `Trainer.evaluate` if there was an evaluation.
+        first_step: that of the checkpoint it went on from; time and speed are those since.
     """
     state, report = trainer.state, reports["train"]
-    steps = state.global_step - trainer.first_step
+    steps = state.global_step - first_step
     passes = state.epoch * steps / state.global_step if steps else 0.0
-    seconds = trained["train_runtime"]
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    seconds = metrics["train_runtime"]
     summary = {
         "rows_used": len(report.lengths),
-        "rows_set_aside": sum(report.set_aside.values()),
+        "rows_skipped": sum(report.skipped.values()),
         "trained_tokens_seen": round(state.epoch * report.trained_tokens),
         "steps": state.global_step,
         "seconds": seconds,
         "tokens_per_second": passes * report.tokens / seconds,
     }
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     if losses:
         summary["train_loss"] = losses[-1]
-    if evaluated:
-        summary["eval_loss"] = evaluated["eval_loss"]
+    if "eval_loss" in metrics:
+        summary["eval_loss"] = metrics["eval_loss"]
     if trainer.args.device.type == "cuda":
         summary |= peak_memory(trainer, args, report)
     return summary
 
 
-def peak_memory(trainer, args, report: Report) -> dict[str, float]:
+def peak_memory(trainer: Trainer, args: ProjectArguments, report: RowReport) -> dict[str, float]:
     """The most that was allocated, and reserved for it, on the GPU, and what was estimated, in GB.
 
     The difference is a share of what was measured; both are left out where there is no estimate.
@@ -96,14 +100,14 @@ def peak_memory(trainer, args, report: Report) -> dict[str, float]:
     return peaks
 
 
-def estimated_peak(trainer, args, report: Report) -> int:
+def estimated_peak(trainer: Trainer, args: ProjectArguments, report: RowReport) -> int:
     """What sft/vram.py says of this run, in bytes, with the rows as they really are.
 
     Raises:
         ValueError: the estimate does not cover this model.
     """
     answers = json.loads((ROOT / "answers.json").read_text(encoding="utf-8"))["answers"]
-    settings = {**answers, **trainer.args.to_dict(), **vars(args)}
+    settings = {**answers, **trainer.args.to_dict(), **vars(args), **args.adapter}
     settings["max_length"] = int(report.lengths.max())
     settings["trained_share"] = report.trained_tokens / report.tokens
     return estimate(trainer.model.config.to_dict(), settings).peak
@@ -115,7 +119,7 @@ def show_summary(summary: dict, output_dir: Path) -> None:
     table = Table(title="Result", title_justify="left", show_header=False)
     for name, value in summary.items():
         shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-        table.add_row(name.replace("_", " "), shown, style=None)
+        table.add_row(name.replace("_", " "), shown)
     console.print(table)
 
 

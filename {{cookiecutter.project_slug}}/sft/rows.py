@@ -9,17 +9,19 @@ import pandas
 from datasets import Dataset, Features, Value, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong with a file, we say
+from sft.config import ProjectArguments
+
+datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own sentences say what is wrong
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def load_rows(args) -> dict[str, Dataset]:
-    """The rows of each split that is there: "train", and "evaluation" where there is one.
+def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
+    """The rows of each split that exists: "train", and perhaps "evaluation".
 
     Raises:
-        SystemExit: the dataset, file or split does not exist or cannot be read; the sentence says
-            which one, and for a broken file where.
+        SystemExit: the dataset, file or split does not exist or cannot be read; the sentence names
+            it, and the line of a broken file.
     """
     _refuse_broken_text(args.dataset)
     source = _source(args.dataset, args.dataset_config)
@@ -30,7 +32,7 @@ def load_rows(args) -> dict[str, Dataset]:
 
 
 def is_local(dataset: str) -> bool:
-    """Whether that is the path of a file or folder, there or not, rather than a Hub id."""
+    """Whether this is the path of a file or folder, even of a missing one, and no Hub id."""
     path = Path(dataset).expanduser()
     return path.exists() or path.suffix in BUILDERS or dataset.startswith((".", "/", "~"))
 
@@ -70,9 +72,7 @@ def _as_text(dataset: str) -> dict:
     """A CSV's columns as text: pandas takes "NA" and "null" for missing, "007" for a number."""
     file = _files(dataset)[0]
     first = pandas.read_csv(file, nrows=1)
-    if not isinstance(
-        first.index, pandas.RangeIndex
-    ):  # pandas would take the first for a row's name
+    if not isinstance(first.index, pandas.RangeIndex):  # pandas made row names of the first values
         raise SystemExit(f"{file}, line 2 has more values than columns; quote texts with commas.")
     names = first.columns
     return {"features": Features({name: Value("string") for name in names}), "na_filter": False}
@@ -95,7 +95,7 @@ def _load(dataset: str, source: dict, split: str) -> Dataset:
 
 
 def _refuse_broken_text(dataset: str) -> None:
-    """What is not UTF-8 passes the reader and fails much later, without file or line."""
+    """The reader accepts what is not UTF-8, which fails much later, without file or line."""
     for file in _files(dataset):
         if file.stat().st_size == 0:
             raise SystemExit(f"{file} is empty; it should hold one row a line.")
@@ -111,11 +111,11 @@ def _refuse_broken_text(dataset: str) -> None:
 
 
 def _broken_line(dataset: str) -> str | None:
-    """File and line that the reader stumbled over, which it does not name."""
+    """The file and line that the reader failed at: it names neither."""
     for file in filter(lambda file: file.suffix != ".parquet", _files(dataset)):
         line, why = _first_fault(file)
         if line:
-            return f"{file}, line {line} {why}; mend or delete it."
+            return f"{file}, line {line} {why}; fix or delete it."
     return None
 
 

@@ -1,7 +1,7 @@
 """The tiny twin: the base model's architecture, shrunk to random weights that train on a laptop.
 
-`python train.py --smoke` swaps in three values (base model, dataset, device) and a handful of small
-numbers; everything else is the code that a real run takes.
+`python train.py --smoke` changes three values (base model, dataset, device) and a few numbers; all
+else is the code of a real run.
 """
 
 import json
@@ -31,9 +31,9 @@ TINY = {
 }
 
 
-def smoke_arguments(argv: list[str], output_dir: Path = Path("outputs/smoke")) -> list[str]:
-    """Build the twin and return the command line that trains it, offline and on the CPU."""
-    args = project_arguments(argv)
+def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke")) -> list[str]:
+    """Build the twin and return the overrides that train it, offline and on the CPU."""
+    args = project_arguments(overrides)
     say(
         "Smoke: a tiny twin with a tokenizer and a chat template of its own, up to 64 rows, and "
         "8 x max_length, for its tokens are shorter."
@@ -52,13 +52,13 @@ def smoke_arguments(argv: list[str], output_dir: Path = Path("outputs/smoke")) -
         "--gradient_accumulation_steps=1",
         "--report_to=none",
         "--activation_checkpointing=true",  # whether or not your card will need it
-        *argv,
+        *overrides,
         f"--output_dir={output_dir}",
         f"--base_model_path={output_dir / 'twin'}",
         f"--dataset={args.dataset if local else SAMPLE}",
         f"--train_split={args.train_split.partition('[')[0] if local else 'train'}[:64]",
         f"--eval_split={args.eval_split.partition('[')[0]}[:16]",
-        f"--max_length={8 * args.max_length}",  # the twin's tokens are shorter
+        f"--max_length={8 * args.max_length}",
         "--use_cpu=true",
     ]
 
@@ -84,7 +84,7 @@ def build_twin(folder: Path, base_model_path: str) -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 1,024 tokens, learnt from the bundled sample; it knows every text."""
+    """A byte-level BPE of 1,024 tokens, trained on the bundled sample; it encodes every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

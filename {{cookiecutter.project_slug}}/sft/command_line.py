@@ -1,0 +1,89 @@
+"""The words of a command line, as values of the types that their keys have."""
+
+import difflib
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def by_key(words: list[str]) -> dict[str, str | list[str]]:
+    """`--key=value` and `--key value` as a text; `--key` and `--key one two` as a list of texts.
+
+    Raises:
+        SystemExit: the first word is no key.
+    """
+    texts, key = {}, None
+    for word in words:
+        if word.startswith("--"):
+            key, is_given, value = word[2:].partition("=")
+            texts[key] = [value] if is_given else []
+        elif key is None:
+            raise SystemExit(f"{word!r} belongs to no key; write --key=value.")
+        else:
+            texts[key].append(word)
+    return {key: found[0] if len(found) == 1 else found for key, found in texts.items()}
+
+
+def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
+    """Name the first key that does not exist, and the nearest one that does."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
+
+
+def typed(key: str, given: Any, kind: Any) -> Any:
+    """What is given for a key, as one of its types: `bool | str` makes `true` True, and `all` text.
+
+    Args:
+        given: a value of config.yaml, or what `by_key` made of the command line.
+
+    Raises:
+        SystemExit: it is of none of the types.
+    """
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    readings = [given]
+    if isinstance(given, str):
+        value = _as_yaml(given)
+        readings = [given] if value is None and str in kinds else [value, given, [given]]
+    elif given == []:
+        readings = [True, given]  # a switch, such as --smoke
+    elif type(given) in (int, float, date):
+        readings = [given, str(given)]
+    for value in readings:
+        for each in kinds:
+            if _is_a(value, each):
+                return each(value) if each in (float, Path) else value
+    wanted = " or ".join(NAMES.get(each, str(each)) for each in kinds if each is not NoneType)
+    raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind is Any:
+        return True
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool):  # which Python takes for a number
+        return kind is bool
+    classes = {float: (int, float), Path: str}
+    return isinstance(value, classes.get(kind, get_origin(kind) or kind))
+
+
+def _as_yaml(text: str) -> Any:
+    for number in (int, float):  # YAML itself takes 1e-4 for text
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
