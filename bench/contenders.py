@@ -1,5 +1,6 @@
 """Who is compared, with which settings, and how a job is handed to each of them."""
 
+import itertools
 import json
 import os
 import re
@@ -101,21 +102,23 @@ class Workshop:
     """Environments, rendered projects, and the running of jobs.
 
     Args:
-        envs: a folder with an environment for each peer; made where it is missing.
+        envs: a folder with an environment for each peer, made where it is missing; or None, where
+            the peers are installed beside what runs this.
         threads: of PyTorch, in every job.
+        timeout: seconds that a job may take, or None.
     """
 
-    def __init__(self, envs: Path, threads: int):
-        self.envs, self.threads = envs, threads
+    def __init__(self, envs: Path | None, threads: int, timeout: float | None = None):
+        self.envs, self.threads, self.timeout = envs, threads, timeout
         self.missing: dict[str, str] = {}  # framework -> why
         self.projects: dict[tuple, str] = {}
-        self.count = 0
+        self.count = itertools.count(1)
         shutil.rmtree(WORK / "jobs", ignore_errors=True)
         shutil.rmtree(WORK / "projects", ignore_errors=True)  # the template may have changed
 
     def python(self, framework: str) -> str:
         """The interpreter of a framework; that of the template is the one that runs this."""
-        if framework == "ours":
+        if framework == "ours" or self.envs is None:
             return sys.executable
         if framework in self.missing:
             raise Unavailable(self.missing[framework])
@@ -164,8 +167,7 @@ class Workshop:
             Unavailable: it was not done; says why.
         """
         python = self.python(framework)
-        self.count += 1
-        path = WORK / "jobs" / f"{self.count:04}-{framework}-{job['task']}.json"
+        path = WORK / "jobs" / f"{next(self.count):04}-{framework}-{job['task']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as cache:
             job = job | {"threads": self.threads, "output_dir": f"{cache}/output"}
@@ -181,13 +183,17 @@ class Workshop:
             worker = BENCH / "workers" / f"with_{framework.replace('ours', 'project')}.py"
             log = path.with_suffix(".log")
             with log.open("w") as output:
-                code = subprocess.run(
-                    [python, str(worker), str(path)],
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd=cache,
-                ).returncode
+                try:
+                    code = subprocess.run(
+                        [python, str(worker), str(path)],
+                        env=environment,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        cwd=cache,
+                        timeout=self.timeout,
+                    ).returncode
+                except subprocess.TimeoutExpired:
+                    raise Unavailable(f"not done after {self.timeout} seconds") from None
         result = path.with_suffix(".result.json")
         if code or not result.exists():
             lines = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no word why"]

@@ -20,6 +20,9 @@ def write(results: Path, page: Path | None) -> None:
             found = json.loads(file.read_text(encoding="utf-8"))
             sections.append("\n".join(section(found)) + "\n\n" + about(found))
     sections += memory_sections(results)
+    if (results / "gpu_memory.json").exists():
+        found = json.loads((results / "gpu_memory.json").read_text(encoding="utf-8"))
+        sections.append("\n".join(gpu_memory_section(found)))
     draw(results)
     if page is None:
         print("\n\n".join(sections))
@@ -67,6 +70,14 @@ def brief(entry: dict) -> str:
     unit = "tokens" if "tokens_per_cpu_second" in entry else "rows"
     speed, grown = entry[f"{unit}_per_cpu_second"], entry["memory_growth"] / 2**20
     return f"{entry['name']}: {speed:,.0f} {unit} per CPU-second, {grown:,.0f} MB more"
+
+
+def peak_in_words(run: dict) -> str:
+    """A memory measurement in a line, while it is measured."""
+    if "unavailable" in run:
+        return run["unavailable"]
+    parts = ", ".join(f"{part} {peak / 2**30:.2f}" for part, peak in run["peaks"].items())
+    return f"peak {run['peak'] / 2**30:.2f} GB ({parts}); batches {run['batches']}"
 
 
 def compare(ours: list, theirs: list, model: str) -> dict:
@@ -256,6 +267,44 @@ def gpu_section(found: dict) -> list[str]:
     return lines
 
 
+def gpu_memory_section(found: dict) -> list[str]:
+    """What `bench/gpu_memory.py` measured; GB of 2**30 bytes."""
+    head = ["", "rows x length", "checkpointing", "dtype", "peak", "reserved", "with CUDA's own"]
+    rows = []
+    for run in found["runs"]:
+        if "peak" not in run:
+            continue
+        words = [
+            *(run["base_model"].partition("/")[2], run["quantization"], run["lora_targets"]),
+            *({"padding_free"} & {run["collator"]}),
+            *({"adamw_bnb_8bit"} & {run["optim"]}),
+            *([f"{run['trained_share']:.0%} trained"] if run["trained_share"] != 0.25 else []),
+            *(["no accumulation"] if run["gradient_accumulation_steps"] == 1 else []),
+        ]
+        sizes = (run["peak"], run.get("reserved"), run.get("process"))
+        rows.append(
+            [
+                ", ".join(words),
+                f"{run['per_device_train_batch_size']} x {run['max_length']:,}",
+                "on" if run["activation_checkpointing"] else "off",
+                run["dtype"],
+                *(f"{size / 2**30:.2f}" if size else "" for size in sizes),
+            ]
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return [
+        "### Memory on a GPU",
+        "",
+        "The most that three optimizer steps had in use, full batches, a quarter of the tokens "
+        "trained, LoRA of rank 64, gradients accumulated over two batches, if nothing else is said "
+        "(`bench/gpu_memory.py`); in GB of 2^30 bytes:",
+        "",
+        *table(head, rows),
+        "",
+        f"<sub>{found['machine'].get('card', 'CPU')}; {found['date']}; {versions}.</sub>",
+    ]
+
+
 def memory_sections(results: Path) -> list[str]:
     """How far the memory formula is from traced steps, and tracing from what GPUs have measured."""
     traced = {
@@ -275,7 +324,8 @@ def memory_sections(results: Path) -> list[str]:
     lines += ["", "Steps traced in the same way against measured peaks (`bench/published.py`):", ""]
     lines += ["|  | measurements | mean error | worst |", "|---|--:|--:|--:|"]
     groups = {}
-    for one in json.loads((results / "published.json").read_text(encoding="utf-8")):
+    published = results / "published.json"
+    for one in json.loads(published.read_text(encoding="utf-8")) if published.exists() else []:
         for group in ("all", one["group"]):
             groups.setdefault(group, []).append(abs(one["error"]))
     lines += [_errors(group, errors) for group, errors in groups.items()]

@@ -7,6 +7,7 @@ tokenizing are out.
 """
 
 import json
+import os
 import platform
 import resource
 import sys
@@ -14,9 +15,11 @@ import threading
 import time
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "llamafactory")
+PACKAGES += ("bitsandbytes", "liger_kernel")
 
 
 class Finished(Exception):
@@ -30,12 +33,18 @@ class Meter:
         warmup: the first steps, which are not timed.
         steps: how many are, or None for all there are in one pass over the rows.
         pad_token_id: the one token that is padding wherever it stands.
+        replay: measure the batches of the warmup over again. On a GPU the first batch of a shape
+            waits for memory and kernels, which a long run has behind it after some minutes.
         cuda: `torch.cuda` where that is trained on.
     """
 
-    def __init__(self, warmup: int, steps: int | None, pad_token_id: int, cuda=None):
+    def __init__(
+        self, warmup: int, steps: int | None, pad_token_id: int, replay: bool = False, cuda=None
+    ):
         self.warmup, self.steps, self.pad_token_id = warmup, steps, pad_token_id
+        self.seen = [] if replay else None
         self.cuda = cuda
+        self.starts = []
         self.calls = 0
         self.tokens = self.padded = self.trained = 0
         self.all_tokens = self.all_trained = 0
@@ -50,6 +59,11 @@ class Meter:
 
         def metered(trainer, model, inputs, num_items_in_batch=None):
             self.begin()
+            if self.seen is not None:
+                if self.calls <= self.warmup:
+                    self.seen.append((inputs, num_items_in_batch))
+                inputs, num_items_in_batch = self.seen[(self.calls - 1) % self.warmup]
+                inputs = dict(inputs)  # the loss may take something out
             ids = inputs["input_ids"]
             tokens = int((ids != self.pad_token_id).sum())
             trained = num_items_in_batch
@@ -81,6 +95,8 @@ class Meter:
             forget_peak(self.cuda)
         if self.calls == self.warmup:
             self.start = self.clock()
+        if self.calls >= self.warmup:
+            self.starts.append(self.clock()[1])
         self.calls += 1
 
     def finish(self) -> None:
@@ -95,6 +111,7 @@ class Meter:
         return time.process_time(), time.perf_counter()
 
     def result(self) -> dict:
+        ends = [*self.starts[: self.calls - self.warmup], self.end[1]]
         cpu, wall = (after - before for before, after in zip(self.start, self.end, strict=True))
         return {
             "steps": self.calls - self.warmup,
@@ -105,6 +122,7 @@ class Meter:
             "wall_seconds": wall,
             "tokens_per_cpu_second": self.tokens / cpu,
             "tokens_per_second": self.tokens / wall,
+            "step_seconds": [after - before for before, after in pairwise(ends)],
             "pass": {
                 "tokens": self.all_tokens,
                 "trained_tokens": self.all_trained,
@@ -121,7 +139,104 @@ def measure_training(job: dict, train) -> dict:
     import torch
 
     cuda = None if job["training"]["use_cpu"] else torch.cuda
-    meter = Meter(job["warmup"], job["steps"], job["pad_token_id"], cuda)
+    meter = Meter(job["warmup"], job["steps"], job["pad_token_id"], job.get("replay"), cuda)
+    meter.attach()
+    try:
+        train()
+    except Finished:
+        return meter.result()
+    raise SystemExit("the training ended before its meter did")
+
+
+class PeakMeter:
+    """The most memory in use in each part of the optimizer steps, of a Trainer in this process.
+
+    Args:
+        steps: how many optimizer steps are taken.
+        cuda: `torch.cuda` where that is trained on.
+    """
+
+    def __init__(self, steps: int, cuda=None):
+        self.steps, self.cuda = steps, cuda
+        self.peaks = {"loading": 0, "forward": 0, "backward": 0, "optimizer": 0}
+        self.resident, self.reserved, self.batches = [], 0, []
+        self.start = None
+
+    def attach(self) -> None:
+        """Put marks around the Trainer's forward, backward and optimizer, and end after `steps`."""
+        import transformers
+        from accelerate import Accelerator
+        from transformers.trainer_callback import CallbackHandler
+
+        training_step, backward = transformers.Trainer.training_step, Accelerator.backward
+        on_step_end = CallbackHandler.on_step_end
+
+        def step(trainer, model, inputs, num_items_in_batch=None):
+            self.mark("optimizer" if self.batches else "loading")
+            self.resident.append(memory_now(self.cuda))
+            trained = int((inputs["labels"] != -100).sum())
+            self.batches.append([*inputs["input_ids"].shape, trained])
+            loss = training_step(trainer, model, inputs, num_items_in_batch)
+            self.mark("backward")
+            return loss
+
+        def begin_backward(*args, **kwargs):
+            self.mark("forward")
+            return backward(*args, **kwargs)
+
+        def end_step(handler, args, state, control):
+            self.mark("optimizer")
+            if state.global_step == self.steps:
+                raise Finished
+            self.start = time.perf_counter()
+            return on_step_end(handler, args, state, control)
+
+        transformers.Trainer.training_step = step
+        Accelerator.backward = begin_backward
+        CallbackHandler.on_step_end = end_step
+
+    def mark(self, part: str) -> None:
+        """What was in use since the last mark belongs to this part."""
+        if self.cuda:
+            self.cuda.synchronize()
+            self.reserved = max(self.reserved, self.cuda.max_memory_reserved())
+        self.peaks[part] = max(self.peaks[part], memory_peak(self.cuda))
+        forget_peak(self.cuda)
+
+    def result(self) -> dict:
+        """All in bytes; "batches" are (rows, tokens of a row, trained tokens)."""
+        found = {
+            "peak": max(peak for part, peak in self.peaks.items() if part != "loading"),
+            "peaks": self.peaks,
+            "resident": [self.resident[0], self.resident[-1]],  # without and with optimizer state
+            "batches": [list(batch) for batch in dict.fromkeys(map(tuple, self.batches))],
+            "seconds_per_step": time.perf_counter() - self.start,
+        }
+        if self.cuda:
+            free, total = self.cuda.mem_get_info()
+            found |= {"reserved": self.reserved, "process": process_memory()}
+            found |= {"free": free, "total": total}
+        return found
+
+
+def process_memory() -> int | None:
+    """Bytes of the card that belong to this process, CUDA's own included, as nvidia-smi says."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(card)
+        return next((p.usedGpuMemory for p in processes if p.pid == os.getpid()), None)
+    except Exception:  # not every driver says
+        return None
+
+
+def measure_peaks(job: dict, train) -> dict:
+    """Run `train` for so many steps, and return the memory it took."""
+    import torch
+
+    meter = PeakMeter(job["steps"], None if job["training"]["use_cpu"] else torch.cuda)
     meter.attach()
     try:
         train()

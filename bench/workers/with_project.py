@@ -1,15 +1,20 @@
 """A job done by a project that this template writes: by its own train.py and its own sft/."""
 
+import inspect
 import os
 import sys
 
 import meter
+from torch.nn.attention import varlen
 
 
 def enter(job: dict) -> list[str]:
     """Go into the project's folder; returns the job's settings as its command line."""
     os.chdir(job["project"])
     sys.path.insert(0, job["project"])
+    if "enable_gqa" not in inspect.signature(varlen.varlen_attn).parameters:
+        kernel = varlen.varlen_attn  # torch 2.11: keys of fewer heads are taken without being told
+        varlen.varlen_attn = lambda *args, enable_gqa, **options: kernel(*args, **options)
     settings = {
         "base_model_path": job["model"],
         "dataset": job["rows"]["ours"],
@@ -40,6 +45,14 @@ def train(job: dict) -> dict:
     return meter.measure_training(job, lambda: main(argv))
 
 
+def peaks(job: dict) -> dict:
+    argv = enter(job) + [f"--{key}={value}" for key, value in job["training"].items()]
+    import train as project
+
+    project.check_disk = lambda *args: None  # nothing is saved
+    return meter.measure_peaks(job, lambda: project.main(argv))
+
+
 def prepare(job: dict) -> dict:
     argv = enter(job)
     from sft.config import project_arguments
@@ -57,4 +70,4 @@ def prepare(job: dict) -> dict:
 
 
 if __name__ == "__main__":
-    meter.main(train=train, prepare=prepare)
+    meter.main(train=train, prepare=prepare, peaks=peaks)
