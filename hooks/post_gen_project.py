@@ -1,4 +1,4 @@
-"""Put the memory table into the new README; print the estimate and the next two commands."""
+"""Sign the count of memory, put its table into the new README, print it and the next commands."""
 
 import contextlib
 import io
@@ -9,18 +9,23 @@ from pathlib import Path
 SLUG = {{ cookiecutter.project_slug | tojson }}
 
 sys.dont_write_bytecode = True
-sys.path.insert(0, os.getcwd())  # the new project's own vram.py, with cookiecutter's libraries
+sys.path.insert(0, os.getcwd())  # the new project's own code, with cookiecutter's libraries
 import vram
+from sft import memory
 
 
 def said(*options):
     """What vram.py says, or why it says nothing."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        refused = vram.main([*options])
-    return f"No estimate: {err.getvalue().strip()}\n" if refused else out.getvalue()
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            vram.main([*options])
+    except SystemExit as reason:
+        return f"{reason}\n"
+    return out.getvalue()
 
 
+memory.adopt()
 readme = Path("README.md")
 text = readme.read_text(encoding="utf-8")
 readme.write_text(text.replace("<!-- memory table -->\n", said("--markdown")), encoding="utf-8")

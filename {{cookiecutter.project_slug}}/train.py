@@ -18,6 +18,7 @@ from sft.checkpoints import check_disk, checkpoint_to_resume, step_of
 from sft.collator import get_collator
 from sft.config import load_config, parse, say
 from sft.examples import make_examples
+from sft.machine import choose
 from sft.model import load_model, load_tokenizer
 from sft.report import plot_loss, show_rows, show_summary, summarize
 from sft.rows import load_rows
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> Path:
     options, overrides = parse(argv, __doc__, Options)
     if options.smoke:
         overrides = smoke_overrides(overrides)
-    args, training_args = load_config(overrides, for_training=True)
+    args, training_args = load_config(overrides, choose)
     check_adapter(args)
     checkpoint = checkpoint_to_resume(training_args, args)
     set_seed(training_args.seed)
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> Path:
     if trainer.is_world_process_zero():
         stop_at(model, stop_tokens(tokenizer)).save_pretrained(final)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
-        summary = summarize(trainer, args, reports, metrics, step_of(checkpoint))
+        summary = summarize(trainer, overrides, reports, metrics, step_of(checkpoint))
         show_summary(summary, final.parent)
     trainer.close()
 

@@ -6,7 +6,7 @@ Importing this file imports no torch, so that `python vram.py` answers at once.
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 ROOT = Path(__file__).resolve().parent.parent
+AUTO = "auto"
+# fields of `TrainingArguments` that may be `auto`, and are where config.yaml does not name them
+MAY_BE_AUTO = ["activation_checkpointing", "optim", "bf16", "fp16", "tf32", "dataloader_pin_memory"]
 HELP = """
 Each key of config.yaml is an option as well, for one run: --max_length 2048, --report_to=none.
 So is any other field of transformers.TrainingArguments.
@@ -91,24 +94,22 @@ def parse(argv: list[str], doc: str, options: type) -> tuple[Any, list[str]]:
 
 
 def load_config(
-    overrides: list[str], for_training: bool = False
+    overrides: list[str], choose: Callable[[dict, list[str]], tuple[dict, str]] | None = None
 ) -> tuple[ProjectArguments, "TrainingArguments"]:
     """All values of a run: config.yaml's, or the command line's where it names the same key.
 
     Args:
-        for_training: choose what is `auto` for this machine (sft/machine.py), and say so.
+        choose: chooses what is `auto`, and says so; training takes sft/machine.py's.
 
     Raises:
         SystemExit: a key does not exist or a value is wrong; the sentence names it.
     """
     from transformers import TrainingArguments
 
-    from sft.machine import AUTO, CHOSEN_HERE, choose
-
     values = typed_values(overrides)
-    chosen, line = choose(values) if for_training else ({}, "")
+    chosen, line = choose(values, overrides) if choose else ({}, "")
     values |= chosen
-    for key in CHOSEN_HERE:
+    for key in MAY_BE_AUTO:
         if values[key] == AUTO:  # still: the library's own default
             del values[key]
     args, training_args = _make(ProjectArguments, values), _make(TrainingArguments, values)
@@ -140,19 +141,17 @@ def typed_values(overrides: list[str]) -> dict[str, Any]:
     """Every key with its value or its default; the adapter's keys also together as `adapter`."""
     from transformers import TrainingArguments
 
-    from sft.machine import AUTO, CHOSEN_HERE
-
     os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
     config, words = _config_yaml(), by_key(overrides)
     _refuse_unknown(words)
     kinds = get_type_hints(TrainingArguments) | OURS
-    kinds |= {key: kinds[key] | Literal[AUTO] for key in CHOSEN_HERE}
+    kinds |= {key: kinds[key] | Literal[AUTO] for key in MAY_BE_AUTO}
     others = {key: type(value) for key, value in config.items() if key not in kinds}
     slips = [key for key in others if difflib.get_close_matches(key, kinds, n=1, cutoff=0.88)]
     refuse_unknown(slips, kinds)
     every = (*fields(TrainingArguments), *fields(ProjectArguments))
     values = {each.name: each.default for each in every if each.default is not MISSING}
-    values |= dict.fromkeys(CHOSEN_HERE, AUTO)
+    values |= dict.fromkeys(MAY_BE_AUTO, AUTO)
     for key, given in (config | words).items():
         values[key] = typed(key, given, (kinds | others)[key])
     missing = [key for key in OURS if key not in values]

@@ -1,27 +1,19 @@
 """What config.yaml leaves to the machine with `auto`, and what nobody has said.
 
-A value in config.yaml or on the command line is never changed. Memory is judged by sft/vram.py, as
-if every row were `max_length` long, against all the memory of the card, in use or not: the same
+A value in config.yaml or on the command line is never changed. Memory is judged by sft/memory.py,
+as if every row were `max_length` long, against all the memory of the card, in use or not: the same
 command chooses the same again when it goes on after a crash.
 """
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 from transformers.utils import is_torch_tf32_available
 
-from sft.vram import GB, estimate
-
-AUTO = "auto"
-# fields of `TrainingArguments` that may be `auto`, and are where they are not named
-CHOSEN_HERE = ["activation_checkpointing", "optim", "bf16", "fp16", "tf32", "dataloader_pin_memory"]
-FUSED, PAGED = "adamw_torch_fused", "paged_adamw_8bit"
-ANSWERS = Path(__file__).resolve().parent.parent / "answers.json"
+from sft.config import AUTO
+from sft.memory import FUSED, GB, PAGED, NoCount, count_for, memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +26,29 @@ class Card:
     tf32: bool
 
 
-def choose(values: dict) -> tuple[dict, str]:
-    """What `suited` says of these typed values for this process's own card."""
-    settings = json.loads(ANSWERS.read_text(encoding="utf-8"))["answers"] | values
-    with suppress(ValueError, TypeError):  # `TrainingArguments` refuses what is not JSON
-        kwargs = "activation_checkpointing_kwargs"
-        settings[kwargs] = json.loads(settings[kwargs])
+def choose(values: dict, overrides: list[str]) -> tuple[dict, str]:
+    """Values for those of `MAY_BE_AUTO` that are `auto`, and a line that says which and why.
+
+    Args:
+        values: all typed values of a run.
+        overrides: the words of the command line that they are from.
+    """
     card = None if values["use_cpu"] else find_card()
-    return suited(card, settings, _shape(values) if card else {})
+    left = [values[key] for key in ("optim", "activation_checkpointing")]
+    count = None
+    if card and AUTO in left and not _is_spread(values):
+        with suppress(NoCount):  # loading the model says what is wrong
+            count = count_for(overrides)
+    return choose_for(card, values, count)
 
 
-def suited(card: Card | None, settings: dict, shape: dict) -> tuple[dict, str]:
-    """Values for those of `CHOSEN_HERE` that are `auto`, and a line that says which and why.
+def choose_for(card: Card | None, settings: dict, count: dict | None) -> tuple[dict, str]:
+    """What `choose` says, for any card.
 
     Args:
         card: None where training runs on the CPU.
-        settings: those of sft/vram.py's `estimate`, and all of `CHOSEN_HERE`.
-        shape: the content of the base model's config.json; empty if the estimate does not hold.
+        settings: those that sft/memory.py reads, and all of `MAY_BE_AUTO`.
+        count: of a step's memory; None where there is none, or none that holds.
     """
     chosen, words = {}, []
     if settings["bf16"] == settings["fp16"] == AUTO:
@@ -62,7 +60,7 @@ def suited(card: Card | None, settings: dict, shape: dict) -> tuple[dict, str]:
     if settings["dataloader_pin_memory"] == AUTO and card is None:  # it would only warn
         chosen["dataloader_pin_memory"] = False
 
-    way, why = _suited_to_its_memory(card, settings, shape)
+    way, why = _choose_by_memory(card, settings, count)
     if settings["optim"] == AUTO:
         chosen["optim"] = way["optim"]
         words.append(way["optim"])
@@ -75,13 +73,13 @@ def suited(card: Card | None, settings: dict, shape: dict) -> tuple[dict, str]:
     return chosen, f"Chosen for {where}: {', '.join(words)}" if words else ""
 
 
-def _suited_to_its_memory(card: Card | None, settings: dict, shape: dict) -> tuple[dict, str]:
+def _choose_by_memory(card: Card | None, settings: dict, count: dict | None) -> tuple[dict, str]:
     """Optimizer and activation checkpointing, and why.
 
     Recomputing costs time alone, and 8 bits change what is calculated: they come last. LoRA's
     optimizer state is too small for them to help.
     """
-    optims = [FUSED, PAGED] if settings["lora_targets"] == "full" else [FUSED]
+    optims = [FUSED] if "r" in settings["adapter"] else [FUSED, PAGED]
     if settings["optim"] != AUTO:
         optims = [settings["optim"]]
     switches = [False, True]
@@ -90,15 +88,15 @@ def _suited_to_its_memory(card: Card | None, settings: dict, shape: dict) -> tup
     ways = [{"optim": o, "activation_checkpointing": s} for o in optims for s in switches]
     if card is None:
         return ways[0], ""
-    try:
-        estimates = [(way, estimate(shape, settings | way)) for way in ways]
-    except ValueError:
-        return {"optim": optims[0], "activation_checkpointing": switches[-1]}, "not estimated"
-    fitting = [pair for pair in estimates if pair[1].verdict(card.gib) == "fits"]
-    way, found = fitting[0] if fitting else min(estimates, key=lambda pair: pair[1].peak)
+    if count is None:
+        return {"optim": optims[0], "activation_checkpointing": switches[-1]}, "not counted"
+    known = settings | settings["adapter"]
+    peaks = [(way, memory(count, known | way)) for way in ways]
+    fitting = [pair for pair in peaks if pair[1].verdict(card.gib) == "fits"]
+    way, found = fitting[0] if fitting else min(peaks, key=lambda pair: pair[1].peak)
     but = {"fits": "", "tight": ", which is tight", "won't": ", which will not fit"}
     see = "" if fitting else "; see python vram.py"
-    return way, f"{found.peak / GB:.1f} GB estimated{but[found.verdict(card.gib)]}{see}"
+    return way, f"{found.peak / GB:.1f} GB counted{but[found.verdict(card.gib)]}{see}"
 
 
 def find_card() -> Card | None:
@@ -114,16 +112,10 @@ def find_card() -> Card | None:
         )
 
 
-def _shape(values: dict) -> dict:
-    """The base model's config.json; empty if it cannot be read, or no card holds the whole model.
+def _is_spread(values: dict) -> bool:
+    """Whether no card holds the whole model: FSDP and DeepSpeed spread it over several.
 
-    FSDP and DeepSpeed spread the model over the cards; the 8-bit optimizer can't follow there.
+    The 8-bit optimizer can't follow there.
     """
     engines = [os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")]
-    if "true" in engines or values["fsdp"] or values["deepspeed"]:
-        return {}
-    try:
-        path, revision = values["base_model_path"], values["revision"]
-        return AutoConfig.from_pretrained(path, revision=revision).to_dict()
-    except (OSError, ValueError):  # loading the model says what is wrong
-        return {}
+    return "true" in engines or bool(values["fsdp"] or values["deepspeed"])

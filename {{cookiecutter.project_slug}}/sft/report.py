@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import TrainingArguments
 
-from sft.config import ROOT, ProjectArguments
+from sft.config import read_values
 from sft.examples import RowReport
+from sft.memory import GB, NoCount, count_for, memory
 from sft.trainer import Trainer
-from sft.vram import GB, estimate
 
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt  # noqa: E402
@@ -50,7 +51,7 @@ def show_rows(reports: dict[str, RowReport]) -> None:
 
 def summarize(
     trainer: Trainer,
-    args: ProjectArguments,
+    overrides: list[str],
     reports: dict[str, RowReport],
     metrics: dict[str, float],
     first_step: int,
@@ -79,38 +80,40 @@ def summarize(
     if "eval_loss" in metrics:
         summary["eval_loss"] = metrics["eval_loss"]
     if trainer.args.device.type == "cuda":
-        summary |= peak_memory(trainer, args, report)
+        summary |= peak_memory(trainer, overrides, report)
     return summary
 
 
-def peak_memory(trainer: Trainer, args: ProjectArguments, report: RowReport) -> dict[str, float]:
-    """The most that was allocated, and reserved for it, on the GPU, and what was estimated, in GB.
+def peak_memory(trainer: Trainer, overrides: list[str], report: RowReport) -> dict[str, float]:
+    """The most that was allocated, and reserved for it, on the GPU, and what was counted, in GB.
 
-    The difference is a share of what was measured; both are left out where there is no estimate.
+    The difference is a share of what was measured; both are left out where there is no count.
     """
     allocated = torch.cuda.max_memory_allocated() / GB
     peaks = {
         "peak_memory_gb": allocated,
         "peak_memory_reserved_gb": torch.cuda.max_memory_reserved() / GB,
     }
-    with suppress(ValueError):  # a model that the estimate does not cover
-        estimated = estimated_peak(trainer, args, report) / GB
-        peaks["peak_memory_estimated_gb"] = estimated
-        peaks["peak_memory_difference"] = estimated / allocated - 1
+    with suppress(NoCount):
+        counted = counted_peak(trainer.args, overrides, report) / GB
+        peaks["peak_memory_counted_gb"] = counted
+        peaks["peak_memory_difference"] = counted / allocated - 1
     return peaks
 
 
-def estimated_peak(trainer: Trainer, args: ProjectArguments, report: RowReport) -> int:
-    """What sft/vram.py says of this run, in bytes, with the rows as they really are.
+def counted_peak(training_args: TrainingArguments, overrides: list[str], report: RowReport) -> int:
+    """What sft/memory.py says of this run, in bytes, with the rows as they really are.
 
     Raises:
-        ValueError: the estimate does not cover this model.
+        NoCount: the step of this model cannot be counted.
     """
-    answers = json.loads((ROOT / "answers.json").read_text(encoding="utf-8"))["answers"]
-    settings = {**answers, **trainer.args.to_dict(), **vars(args), **args.adapter}
-    settings["max_length"] = int(report.lengths.max())
-    settings["trained_share"] = report.trained_tokens / report.tokens
-    return estimate(trainer.model.config.to_dict(), settings).peak
+    values = read_values(overrides) | {
+        "activation_checkpointing": training_args.activation_checkpointing,
+        "optim": str(training_args.optim.value),
+        "max_length": int(report.lengths.max()),
+        "trained_share": report.trained_tokens / report.tokens,
+    }
+    return memory(count_for(overrides), values).peak
 
 
 def show_summary(summary: dict, output_dir: Path) -> None:
