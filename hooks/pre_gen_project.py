@@ -54,12 +54,12 @@ def missing_text(answers):
 
 
 def bad_fields(answers):
-    if answers["dataset_format"] == "messages":
-        if not answers["messages_column"].strip():
-            return "messages_column is empty; name the column that holds the list of turns."
+    if answers["dataset_format"] == "messages" and not answers["messages_column"].strip():
+        return "messages_column is empty; name the column that holds the list of turns."
+    if answers["dataset_format"] != "prompt_response":
         return None
     if not answers["response_column"].strip():
-        return "response_column is empty; name the column that holds the reply to learn."
+        return "response_column is empty; name the column that holds the reply to train on."
     try:
         fields = [field for field in Formatter().parse(answers["prompt_template"]) if field[1] is not None]
     except ValueError as error:
@@ -73,7 +73,7 @@ def bad_fields(answers):
         if name == answers["response_column"]:
             return (
                 f"prompt_template shows the model the column {name!r}, which is also the "
-                "response_column that it has to learn; take it out of one of the two."
+                "response_column that it is trained to write; take it out of one of the two."
             )
     if not fields:
         return (

@@ -1,4 +1,4 @@
-"""What is trained: every weight of the model. No adapter, nothing frozen.
+"""What is trained: every weight of the model; no adapter, nothing frozen.
 
 Each parameter then needs its weight, its gradient and two numbers of optimizer state: 16 bytes in
 float32, 8 in bfloat16. `python vram.py` shows what that comes to.

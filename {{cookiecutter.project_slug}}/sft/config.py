@@ -44,8 +44,6 @@ class ProjectArguments(DatasetArguments):
     train_split: str = "train"
     eval_split: str = "validation"
     test_size: float = 0.05
-    turns: Literal["all", "last"] = "all"
-    truncation_mode: Literal["drop", "truncate_prompt", "keep_start"] = "drop"
     control_tokens: Literal["refuse", "escape"] = "refuse"
     max_skipped: float = 0.05
     dataset_num_proc: int = 0

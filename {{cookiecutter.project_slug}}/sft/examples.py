@@ -17,7 +17,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.config import ProjectArguments
-from sft.format import DatasetArguments, columns, to_messages
+from sft.format import DatasetArguments, columns, mask_options, to_messages
 from sft.mask import control_tokens, conversation, encoder, end_of_turn, tokens
 from sft.mask.conversation import attempt, of_sound
 from sft.mask.encoder import Encoder
@@ -141,6 +141,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
             f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
         )
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
+    turns = mask_options(args).get("turns", "all")
     gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
     try:
         return rows.map(
@@ -148,7 +149,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
             batched=True,
             with_indices=True,
             fn_kwargs={
-                "encoder": Encoder(tokenizer, args.turns, args.control_tokens),
+                "encoder": Encoder(tokenizer, turns, args.control_tokens),
                 "args": args,
             },
             remove_columns=rows.column_names,
@@ -204,7 +205,7 @@ def _refuse_too_many(split: str, report: RowReport, args: ProjectArguments) -> N
 
 
 # what an example is made of, beside the keys of sft/format.py
-_SETTINGS = ("max_length", "turns", "truncation_mode", "control_tokens")
+_SETTINGS = ("max_length", "control_tokens")
 
 
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:

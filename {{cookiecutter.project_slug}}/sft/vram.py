@@ -113,6 +113,7 @@ def trainable(shape: dict, target_modules: list[str] | None, r: int = 0) -> int:
         ValueError: as for `parameters`, or a target that the model lacks, or a rank below 1.
     """
     model = _Model(shape)
+    target_modules = _spelt_out(shape, target_modules)
     if target_modules is None:
         return model.parameters
     sizes = {name: i + o for name, (i, o) in model.matrices.items()}
@@ -182,7 +183,7 @@ def estimate(shape: dict, settings: dict) -> Estimate:
         "none": (0, 0),
     }[quantization]
     quantized = linear if bits else 0
-    names = None if full else settings.get("target_modules")
+    names = None if full else _spelt_out(shape, settings.get("target_modules"))
     trained = trainable(shape, names, settings.get("r"))
     width = s if full else WIDTH["float32"]  # LoRA's own weights are float32
     averages, fixed, temporary = OPTIMIZERS[settings["optim"]]
@@ -452,6 +453,12 @@ def _targets(model: _Model, names) -> dict[str, tuple[int, int]]:
     """(in, out) of each linear layer of a block that gets an adapter, by name."""
     _need_targets(names, model.matrices)
     return {name: model.matrices[name] for name in names}
+
+
+def _spelt_out(shape: dict, names):
+    """The layers' names for a word such as attention."""
+    known = isinstance(names, list) and len(names) == 1 and names[0] in ANSWERS["lora_targets"]
+    return target_modules(shape, names[0]) if known else names
 
 
 def _need_targets(names, known) -> None:

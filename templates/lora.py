@@ -1,0 +1,111 @@
+import inspect
+import warnings
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sft.command_line import refuse_unknown
+from sft.config import ProjectArguments
+from sft.model import load_model, load_whole
+
+# peft asks by the old name, at every load
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+
+
+def check_adapter(args: ProjectArguments) -> None:
+    """Check `args.adapter`, the LoRA keys of config.yaml, before a model is loaded.
+
+    Raises:
+        SystemExit: a key is no field of `peft.LoraConfig`, or its number is out of range.
+    """
+    refuse_unknown(args.adapter, [each.name for each in fields(LoraConfig)])
+    r, dropout = args.adapter.get("r", 8), args.adapter.get("lora_dropout", 0.0)
+    if not isinstance(r, int) or r < 1 or not isinstance(dropout, float) or not 0 <= dropout < 1:
+        raise SystemExit("r must be a whole number from 1, and lora_dropout from 0.0 to below 1.0.")
+
+
+def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
+    """Freeze the base model and put LoRA (arXiv:2106.09685) on `target_modules`.
+
+    A frozen weight W of shape (out, in) becomes W + (lora_alpha / r) * B @ A, with A of shape
+    (r, in) and B of shape (out, r). B starts as zeros, so training starts from the base model
+    exactly. Only A and B have gradients and optimizer state: that is the memory that LoRA saves.
+
+    peft's `prepare_model_for_kbit_training` is left out on purpose: it casts what is not quantized,
+    embeddings and `lm_head` above all, to float32, which can cost more than quantization saves.
+
+    Raises:
+        SystemExit: `target_modules` names what no block of the model has; peft would not say so.
+    """
+    names = layer_names(model, args.adapter.get("target_modules") or [])
+    # with checkpointing a block is recomputed from its input, which must then carry a gradient
+    model.enable_input_require_grads()
+    config = LoraConfig(task_type="CAUSAL_LM", **{**args.adapter, "target_modules": names})
+    model = get_peft_model(model, config)  # freezes the base; A and B are float32
+    # otherwise each save asks the Hub whether the vocabulary was resized
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    return model
+
+
+def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
+    """The names of the linear layers in `targets`, where a word means several of them.
+
+    Raises:
+        SystemExit: no block of the model has such a layer.
+    """
+    targets = [targets] if isinstance(targets, str) else targets
+    layers = linear_layers(model)
+    every = layers["all_linear"]
+    names = {path.rpartition(".")[2] for path in every}
+    missing = [one for one in targets if not layers.get(one) and one not in names | every]
+    if missing or not targets:
+        raise SystemExit(
+            f"target_modules: {', '.join(missing) or 'empty'} is in no block of this model; it has "
+            f"{', '.join(sorted(names)) or 'no linear layers'}; attention, mlp and all_linear "
+            "mean several of them."
+        )
+    chosen = set().union(*(layers.get(target, {target}) for target in targets))
+    # the last part of a path is enough for peft, unless layers outside `chosen` end in it, too
+    ends = {path: path.rpartition(".")[2] for path in chosen}
+    alike = {end: {path for path in every if path.endswith(f".{end}")} for end in ends.values()}
+    return sorted({end if alike[end] <= chosen else path for path, end in ends.items()})
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
+    """The paths of the linear layers in a block, such as self_attn.q_proj: attention's, the MLP's.
+
+    Attention is each part of a block that is given the attention mask, whatever its name.
+    """
+    layers = {"attention": set(), "mlp": set()}
+    for block in model.modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            for name, part in block.named_children():
+                given = inspect.signature(type(part).forward).parameters
+                paths = layers["attention" if "attention_mask" in given else "mlp"]
+                for path, module in part.named_modules(prefix=name):
+                    if isinstance(module, nn.Linear):  # bitsandbytes' layers are, too
+                        paths.add(path)
+    return {**layers, "all_linear": layers["attention"] | layers["mlp"]}
+
+
+def load_base(
+    folder: Path, args: ProjectArguments, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The base model that the adapter in `folder` was trained on, whatever config.yaml says now."""
+    path = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    return load_model(replace(args, base_model_path=path), dtype)
+
+
+def load_trained(folder: Path, args: ProjectArguments) -> PreTrainedModel | PeftModel:
+    """The adapter in `folder` on its base as it was trained; a merged folder stands by itself."""
+    if (folder / "adapter_config.json").exists():
+        model = PeftModel.from_pretrained(load_base(folder, args), folder)
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model
+    return load_whole(str(folder), args)
