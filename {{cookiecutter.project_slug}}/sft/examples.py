@@ -166,9 +166,10 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
 def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> pyarrow.Table:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     conversations = [attempt(to_messages, row, args) for row in rows]
+    mode = mask_options(args).get("truncation_mode", "drop")
     whole = of_sound(encoder.encode_batch, conversations)
     fitted = [
-        attempt(encoder.fit, example, messages, args.max_length, args.truncation_mode)
+        attempt(encoder.fit, example, messages, args.max_length, mode)
         for example, messages in zip(whole, conversations, strict=True)
     ]
     examples = []
