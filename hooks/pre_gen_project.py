@@ -1,4 +1,4 @@
-"""Refuse answers that cannot work together, before a file is written: one sentence, and the way out."""
+"""Refuse answers that cannot work, before a file is written: one sentence with the fix."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def bad_slug(slug):
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", slug) and slug.lower() not in RESERVED:
         return None
     return (
-        f"project_slug {slug!r} is no folder name; use letters, digits, '-', '_' and '.', "
+        f"project_slug {slug!r} is not a folder name; use letters, digits, '-', '_' and '.', "
         "such as my-sft."
     )
 
@@ -92,8 +92,8 @@ def bad_length(max_length):
 def quantized_full(answers):
     if answers["lora_targets"] == "full" and answers["quantization"] != "none":
         return (
-            f"full trains every weight, and {answers['quantization']} weights are too coarse to take "
-            "a gradient step; choose quantization none, or keep the quantization and choose LoRA on "
+            f"full trains every weight, and {answers['quantization']} weights are too coarse for "
+            "gradient steps; choose quantization none, or keep the quantization and choose LoRA on "
             "attention, all_linear or mlp."
         )
     return None

@@ -103,7 +103,7 @@ def load_base(
 
 
 def load_trained(folder: Path, args: ProjectArguments) -> PreTrainedModel | PeftModel:
-    """The adapter in `folder` on its base as it was trained; a merged folder stands by itself."""
+    """The adapter in `folder` on its base as it was trained; a merged folder loads by itself."""
     if (folder / "adapter_config.json").exists():
         model = PeftModel.from_pretrained(load_base(folder, args), folder)
         model.generation_config = GenerationConfig.from_pretrained(folder)

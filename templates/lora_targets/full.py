@@ -31,5 +31,5 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PreTrainedMod
 
 
 def load_trained(folder: Path, args: ProjectArguments) -> PreTrainedModel:
-    """The model in `folder`, which stands by itself."""
+    """The model in `folder`, which loads by itself."""
     return load_whole(str(folder), args)

@@ -16,7 +16,7 @@ def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """How to quantize while loading.
 
     Args:
-        dtype: arithmetic happens in this type; bitsandbytes' own default, float32, is slow.
+        dtype: the type of the arithmetic; bitsandbytes' own default, float32, is slow.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -27,5 +27,5 @@ def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its rounded weights written out in 16 bits, as the adapter has known them."""
+    """The model with its rounded weights written out in 16 bits, as the adapter saw them."""
     return model.dequantize(dtype=torch.bfloat16).to(torch.bfloat16)
