@@ -15,33 +15,33 @@ sys.path.insert(0, os.getcwd())  # the new project's own vram.py, with cookiecut
 import vram
 
 UNTITLED = {  # files whose format has no room for a word on themselves
-    "answers.json": "what this project was generated from",
+    "answers.json": "the answers that this project was generated from",
     "base_model/config.json": "the base model's shape",
     "base_model/menu.json": "the shapes of other models",
     "base_model/twin_chat_template.jinja": "the chat template of the tiny twin",
-    "data/sample.jsonl": "what your rows should look like",
-    "pyproject.toml": "dependencies, and the settings of pytest and ruff",
+    "data/sample.jsonl": "rows as yours should be",
+    "pyproject.toml": "dependencies and tools",
     "sft/mask_view.html": "the page that preview.py writes",
 }
-UNLISTED = ("LICENSE", "README.md", "__init__.py")
+UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")
 
 
 def title(name, text):
-    """What a file is for: how its docstring, or its leading comment, begins."""
+    """What a file is for: the first clause of its docstring or leading comment."""
     if name.endswith(".py"):
         words = ast.get_docstring(ast.parse(text)) or ""
     else:
         words = UNTITLED.get(name) or (text[2:] if text.startswith("# ") else "")
-    return re.split(r"[:.]?\n|\. |: ", words.rstrip("."))[0]
+    return re.split(r"[:,.?]\s|\n", words + "\n")[0].rstrip(".")
 
 
 def tree():
     """Every file by folder, with its lines and its title."""
     lines, folders = [], set()
-    paths = [path for path in Path().rglob("*") if path.is_file() and path.name not in UNLISTED]
+    paths = [path for path in Path().rglob("*") if path.is_file()]
     for path in sorted(paths, key=lambda path: (path.parent.as_posix(), path.name)):
         name = path.as_posix()
-        if name.startswith("."):
+        if name.startswith(".") or name in UNLISTED:
             continue
         text = path.read_text(encoding="utf-8")
         folder = path.parent.as_posix()

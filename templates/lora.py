@@ -34,11 +34,11 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     """Freeze the base model and put LoRA (arXiv:2106.09685) on `target_modules`.
 
     A frozen weight W of shape (out, in) becomes W + (lora_alpha / r) * B @ A, with A of shape
-    (r, in) and B of shape (out, r). B starts as zeros, so training starts from the base model
-    exactly. Only A and B have gradients and optimizer state: that is the memory that LoRA saves.
+    (r, in) and B of shape (out, r). B starts as zeros, so training starts from the base model.
+    Only A and B have gradients and optimizer state: that is the memory that LoRA saves.
 
-    peft's `prepare_model_for_kbit_training` is left out on purpose: it casts what is not quantized,
-    embeddings and `lm_head` above all, to float32, which can cost more than quantization saves.
+    Without peft's `prepare_model_for_kbit_training`, which casts embeddings and `lm_head` to
+    float32: that can cost more than quantization saves.
 
     Raises:
         SystemExit: `target_modules` names what no block of the model has; peft would not say so.
