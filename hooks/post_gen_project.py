@@ -15,10 +15,10 @@ sys.path.insert(0, os.getcwd())  # the new project's own vram.py, with cookiecut
 import vram
 
 UNTITLED = {  # files whose format has no room for a word on themselves
-    "answers.json": "the answers that this project was generated from",
+    "answers.json": "what this project was generated from",
     "base_model/config.json": "the base model's shape",
     "base_model/menu.json": "the shapes of other models",
-    "base_model/twin_chat_template.jinja": "the chat template of the tiny twin",
+    "base_model/twin_chat_template.jinja": "its chat template",
     "data/sample.jsonl": "rows as yours should be",
     "pyproject.toml": "dependencies and tools",
     "sft/mask_view.html": "the page that preview.py writes",

@@ -19,10 +19,10 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
 
 
 def check_adapter(args: ProjectArguments) -> None:
-    """Check `args.adapter`, the LoRA keys of config.yaml, before a model is loaded.
+    """Check `args.adapter`, the LoRA keys of config.yaml: fields of `peft.LoraConfig`.
 
     Raises:
-        SystemExit: a key is no field of `peft.LoraConfig`, or its number is out of range.
+        SystemExit: there is no such field, or its value is out of range.
     """
     refuse_unknown(args.adapter, [each.name for each in fields(LoraConfig)])
     r, dropout = args.adapter.get("r", 8), args.adapter.get("lora_dropout", 0.0)
@@ -44,7 +44,7 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
         SystemExit: `target_modules` names what no block of the model has; peft would not say so.
     """
     names = layer_names(model, args.adapter.get("target_modules") or [])
-    # with checkpointing a block is recomputed from its input, which must then carry a gradient
+    # checkpointing recomputes a block from its input, which must carry a gradient
     model.enable_input_require_grads()
     config = LoraConfig(task_type="CAUSAL_LM", **{**args.adapter, "target_modules": names})
     model = get_peft_model(model, config)  # freezes the base; A and B are float32
@@ -54,11 +54,7 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
 
 
 def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
-    """The names of the linear layers in `targets`, where a word means several of them.
-
-    Raises:
-        SystemExit: no block of the model has such a layer.
-    """
+    """The linear layers in `targets`, where a word means several; refuses what no block has."""
     targets = [targets] if isinstance(targets, str) else targets
     layers = linear_layers(model)
     every = layers["all_linear"]
@@ -71,16 +67,16 @@ def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
             "mean several of them."
         )
     chosen = set().union(*(layers.get(target, {target}) for target in targets))
-    # the last part of a path is enough for peft, unless layers outside `chosen` end in it, too
+    # the end of a path is enough for peft, unless layers outside `chosen` share it
     ends = {path: path.rpartition(".")[2] for path in chosen}
     alike = {end: {path for path in every if path.endswith(f".{end}")} for end in ends.values()}
     return sorted({end if alike[end] <= chosen else path for path, end in ends.items()})
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
-    """The paths of the linear layers in a block, such as self_attn.q_proj: attention's, the MLP's.
+    """The paths of the linear layers in a block, such as self_attn.q_proj, by word.
 
-    Attention is each part of a block that is given the attention mask, whatever its name.
+    Attention is what takes the attention mask, whatever its name.
     """
     layers = {"attention": set(), "mlp": set()}
     for block in model.modules():

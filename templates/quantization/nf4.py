@@ -4,8 +4,8 @@ Weights of a trained network are close to normally distributed, so NF4 puts its 
 normal distribution has its mass. Each block of 64 weights has a scale of its own, and double
 quantization stores each scale in one byte: about 0.52 bytes a weight instead of 2. Only the linear
 layers inside the blocks are quantized; embeddings, norms and `lm_head` keep their 16 bits.
-The weights are unpacked to `dtype` for each multiplication; they are frozen, since a 4-bit number
-is too coarse to take a gradient step.
+The weights are unpacked to `dtype` for each multiplication. They are frozen: a 4-bit number is too
+coarse for a gradient step.
 """
 
 import torch
