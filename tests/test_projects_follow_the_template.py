@@ -104,8 +104,8 @@ OWN_EDITS = {
 }
 
 
-def test_a_project_of_the_first_version_reaches_this_one(tmp_path):
-    """Generated at 0.1.0, whose files had other names, and edited since: nothing else differs."""
+def updated_from_the_first_version(tmp_path: Path, edits: dict) -> tuple[dict, dict]:
+    """The files of a new project, and of one made at 0.1.0, edited, and updated; both in folders."""
     template = tmp_path / "template"
     git(tmp_path, "clone", "--quiet", "--no-checkout", str(TEMPLATE), str(template))
     git(template, "checkout", "--quiet", "-B", "main", "f175840")
@@ -113,7 +113,7 @@ def test_a_project_of_the_first_version_reaches_this_one(tmp_path):
     project = tmp_path / "my-sft"
     git(project, "init", "--quiet")
     commit(project, "as generated")
-    for name, (before, after) in OWN_EDITS.items():
+    for name, (before, after) in edits.items():
         replace(project / name, before, after)
     (project / "notes.md").write_text("mine\n")
     commit(project, "my own edits")
@@ -131,12 +131,33 @@ def test_a_project_of_the_first_version_reaches_this_one(tmp_path):
     new, updated = files_of(tmp_path / "new" / "my-sft"), files_of(project)
     updated = {name: text for name, text in updated.items() if not name.startswith(".git/")}
     assert updated.pop("notes.md") == b"mine\n"
+    return new, updated
+
+
+def test_a_project_of_the_first_version_reaches_this_one(tmp_path):
+    new, updated = updated_from_the_first_version(tmp_path, OWN_EDITS)
     assert updated.keys() == new.keys()  # what moved has moved, and no .rej or .orig is there
-    unlike = {name for name in new if updated[name] != new[name]}
-    assert unlike == OWN_EDITS.keys()
+    assert {name for name in new if updated[name] != new[name]} == OWN_EDITS.keys()
     for name, (before, after) in OWN_EDITS.items():
         assert updated[name].decode() == new[name].decode().replace(before, after)
-    in_project(project, trained_after_the_update)
+    in_project(tmp_path / "my-sft", trained_after_the_update)
+
+
+@pytest.mark.parametrize(
+    "name, before, after",
+    [
+        ("config.yaml", "max_set_aside: 0.05", "max_set_aside: 0.2"),  # a key of another name
+        ("sft/preprocess.py", "MARK = ", "# mine\nMARK = "),  # a file that is gone
+    ],
+)
+def test_only_what_its_owner_edited_conflicts(tmp_path, name, before, after):
+    edits = {"train.py": OWN_EDITS["train.py"], name: (before, after)}
+    new, updated = updated_from_the_first_version(tmp_path, edits)
+    own = {file + ending for file in edits for ending in ("", ".rej")}
+    left = {file for file in updated.keys() | new if updated.get(file) != new.get(file)}
+    moved = {file for file in left - own if b"# mine" in updated.get(file, b"")}
+    assert left - moved <= own
+    assert any(after.encode() in updated[file] for file in left)
 
 
 def trained_after_the_update() -> None:
