@@ -105,7 +105,7 @@ OWN_EDITS = {
 
 
 def updated_from_the_first_version(tmp_path: Path, edits: dict) -> tuple[dict, dict]:
-    """The files of a new project, and of one made at 0.1.0, edited, and updated; both in folders."""
+    """The files of a new project, and of one that was made at 0.1.0, edited and updated."""
     template = tmp_path / "template"
     git(tmp_path, "clone", "--quiet", "--no-checkout", str(TEMPLATE), str(template))
     git(template, "checkout", "--quiet", "-B", "main", "f175840")
