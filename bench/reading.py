@@ -1,7 +1,7 @@
 """How long a generated project takes to read, and how much Python there is.
 
-    .venv/bin/python bench/reading.py              the default project
-    .venv/bin/python bench/reading.py FOLDER       one that is there already
+    .venv/bin/python bench/reading.py              the default project; README.md gets its figures
+    .venv/bin/python bench/reading.py FOLDER       a project that is there already
 
 Minutes are lines of code / 60 + words of comment and docstring / 250; text is words / 250. The path
 of a row is what an owner reads to know what happens to the data.
@@ -32,6 +32,10 @@ GROUPS = {
     "other": r".*",
 }
 LIMIT_MINUTES, LIMIT_LINES = 20, 3400
+README = TEMPLATE / "README.md"
+CLAIM = (
+    r"takes [\d.]+ minutes to read, and\s+all Python, tests included, is [\d,]+ lines in \d+ files"
+)
 
 
 @dataclass
@@ -100,6 +104,14 @@ def total(readings: dict[str, Reading]) -> Reading:
     return Reading(*(sum(getattr(one, key) for one in every) for key in ("lines", "code", "words")))
 
 
+def claim(path: dict[str, Reading], python: dict[str, Reading]) -> str:
+    """The sentence of README.md, with these figures."""
+    return (
+        f"takes {total(path).minutes:.1f} minutes to read, and\n  all Python, tests included, is "
+        f"{total(python).lines:,} lines in {len(python)} files"
+    )
+
+
 def bake(folder: str) -> Path:
     """The default project, in `folder`, with nothing left elsewhere."""
     config = Path(folder, "config.yaml")
@@ -128,6 +140,9 @@ def main(argv: list[str]) -> None:
     for group, names in GROUPS.items():
         show(group, total({n: left.pop(n) for n in [*left] if re.fullmatch(names, n)}))
     show(f"{len(python)} files (limit {LIMIT_LINES:,})", total(python))
+    if not argv:
+        text = re.sub(CLAIM, lambda _: claim(path, python), README.read_text(encoding="utf-8"))
+        README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
