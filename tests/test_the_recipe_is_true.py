@@ -167,7 +167,7 @@ LOOKS = {
     "dataset_format": lambda project, seen: "Quiz: What is" in seen["text"],
     "quantization": lambda project, seen: seen["quant"] == "fp4",
     "lora_targets": lambda project, seen: (
-        seen["lora on"] == {"q_proj"} and config_of(project)["target_modules"] == "q_proj"
+        seen["lora on"] == {"q_proj"} and config_of(project)["target_modules"] == ["q_proj"]
     ),
     "collator": lambda project, seen: seen["collator"] == "DataCollatorForSeq2Seq",
 }
