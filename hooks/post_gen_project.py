@@ -32,7 +32,7 @@ def title(name, text):
         words = ast.get_docstring(ast.parse(text)) or ""
     else:
         words = UNTITLED.get(name) or (text[2:] if text.startswith("# ") else "")
-    return re.split(r"[:,.?]\s|\n", words + "\n")[0].rstrip(".")
+    return re.split(r"[:,.?]\s|\n| that ", words + "\n")[0].rstrip(".")
 
 
 def tree():

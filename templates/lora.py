@@ -34,11 +34,9 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     """Freeze the base model and put LoRA (arXiv:2106.09685) on `target_modules`.
 
     A frozen weight W of shape (out, in) becomes W + (lora_alpha / r) * B @ A, with A of shape
-    (r, in) and B of shape (out, r). B starts as zeros, so training starts from the base model.
-    Only A and B have gradients and optimizer state: that is the memory that LoRA saves.
-
-    Without peft's `prepare_model_for_kbit_training`, which casts embeddings and `lm_head` to
-    float32: that can cost more than quantization saves.
+    (r, in) and B of shape (out, r); B starts as zeros. Only A and B have gradients and optimizer
+    state. peft's `prepare_model_for_kbit_training` is not called: it casts embeddings and
+    `lm_head` to float32, which can cost more than quantization saves.
 
     Raises:
         SystemExit: `target_modules` names what no block of the model has; peft would not say so.
@@ -48,7 +46,7 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     model.enable_input_require_grads()
     config = LoraConfig(task_type="CAUSAL_LM", **{**args.adapter, "target_modules": names})
     model = get_peft_model(model, config)  # freezes the base; A and B are float32
-    # otherwise each save asks the Hub whether the vocabulary was resized
+    # or each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model
 
