@@ -4,9 +4,9 @@ import gc
 import inspect
 import os
 import random
-import sys
 from collections import Counter
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -17,9 +17,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.format import DatasetArguments, columns, to_messages
-from sft.mask import control_tokens, conversation, encoder, end_of_turn, tokens
-from sft.mask.conversation import attempt, of_sound
-from sft.mask.encoder import Encoder
+from sft.mask import encode_batch
 
 FEATURES = Features(
     {
@@ -146,10 +144,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
             _encode_batch,
             batched=True,
             with_indices=True,
-            fn_kwargs={
-                "encoder": Encoder(tokenizer, args.turns, args.control_tokens),
-                "args": args,
-            },
+            fn_kwargs={"tokenizer": tokenizer, "args": args},
             remove_columns=rows.column_names,
             features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
             desc="Tokenizing and masking",
@@ -161,18 +156,21 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
         gc.unfreeze()
 
 
-def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> pyarrow.Table:
-    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    conversations = [attempt(to_messages, row, args) for row in rows]
-    whole = of_sound(encoder.encode_batch, conversations)
-    fitted = [
-        attempt(encoder.fit, example, messages, args.max_length, args.truncation_mode)
-        for example, messages in zip(whole, conversations, strict=True)
-    ]
+def _encode_batch(
+    batch: dict[str, list], indices: list[int], tokenizer: Tokenizer, args
+) -> pyarrow.Table:
+    """The columns of `FEATURES` for a batch of rows; `indices` are their numbers from 0."""
+    conversations = []
+    for values in zip(*batch.values(), strict=True):
+        try:
+            conversations.append(to_messages(dict(zip(batch, values, strict=True)), args))
+        except ValueError as error:
+            conversations.append(error)
+    how = (args.max_length, args.turns, args.truncation_mode, args.control_tokens)
     examples = []
-    for index, before, example in zip(indices, whole, fitted, strict=True):
-        sound = not isinstance(example, ValueError)
-        ids, labels = (example["input_ids"], example["labels"]) if sound else ([], [])
+    for index, example in zip(indices, encode_batch(conversations, tokenizer, *how), strict=True):
+        reason = str(example) if isinstance(example, ValueError) else ""
+        ids, labels = ([], []) if reason else (example["input_ids"], example["labels"])
         examples.append(
             {
                 "input_ids": ids,
@@ -180,8 +178,8 @@ def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> py
                 "length": len(ids),
                 "trained": len(labels) - labels.count(-100),
                 "row": index + 1,
-                "reason": "" if sound else str(example),
-                "shortened": sound and example is not before,
+                "reason": reason,
+                "shortened": not reason and example["shortened"],
             }
         )
     return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
@@ -207,16 +205,9 @@ _SETTINGS = ("max_length", "turns", "truncation_mode", "control_tokens")
 
 
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
-    modules = (
-        encoder,
-        conversation,
-        control_tokens,
-        end_of_turn,
-        tokens,
-        inspect.getmodule(to_messages),
-        sys.modules[__name__],
-    )
-    code = [inspect.getsource(module) for module in modules]
+    mask = Path(inspect.getfile(encode_batch)).parent.glob("*.py")
+    files = [*sorted(mask), inspect.getfile(to_messages), __file__]
+    code = [Path(file).read_text(encoding="utf-8") for file in files]
     code += [transformers.__version__, tokenizers.__version__]
     vocabulary = tokenizer.backend_tokenizer.to_str()
     template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it can name those
