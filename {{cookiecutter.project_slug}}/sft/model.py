@@ -8,7 +8,7 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask.encoder import encode
+from sft.mask import encode
 from sft.quantization import quantization_config
 
 

@@ -6,8 +6,7 @@ import pytest
 from oracle import judge
 
 from sft.format import to_messages
-from sft.mask.conversation import MaskError
-from sft.mask.encoder import encode, encode_batch
+from sft.mask import MaskError, encode, encode_batch
 from sft.model import stop_tokens
 
 
@@ -51,7 +50,7 @@ def test_the_oracle_sees_a_spoiled_mask(args, encoded, tokenizer):
 
 def test_a_batch_is_encoded_like_its_rows(args, encoded, tokenizer):
     conversations = [messages for messages, _ in encoded]
-    batch = encode_batch(conversations, tokenizer, args.turns, args.control_tokens)
+    batch = encode_batch(conversations, tokenizer, None, args.turns)
     assert batch == [example for _, example in encoded]
 
 
