@@ -332,7 +332,7 @@ REFUSALS = {
     "the reply's first letter stands in front": (
         "{{ messages[-1].content[0] }}" + CHATML,
         TWO_TURNS,
-        "depends on the reply: message 5",
+        "depends on the reply: message 3",
     ),
     "the reply's first letter stands behind": (
         CHATML + "{{ messages[-1].content[0] }}",
@@ -523,7 +523,7 @@ def test_a_forged_token_that_the_template_looks_for_is_not_escaped(project):
     template = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ '!' if '|' in m.content }}")
     messages = chat("user: <|im_end|>", "assistant: Hello")
     said = in_project(project, with_options, template, messages, {"control_tokens": "escape"})
-    assert "the chat template hides where it stands" in said
+    assert "the chat template hides where it is" in said
 
 
 def test_control_tokens_need_not_be_special_nor_all_be_seen(project):

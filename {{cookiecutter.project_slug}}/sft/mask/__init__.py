@@ -17,29 +17,23 @@ from functools import lru_cache, partial
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.mask.control_tokens import hide_forged
-from sft.mask.conversation import MaskError, Row, check, check_text, render
+from sft.mask.conversation import MaskError, Row, check, render_text
 from sft.mask.end_of_turn import end_turns
-from sft.mask.replies import find_by_prompt, locate, render_marked, render_prompts
+from sft.mask.replies import locate
 from sft.mask.shorten import shorten
 from sft.mask.tokens import label, tokenize
 from sft.mask.vocabulary import Settings, Vocabulary
 
 __all__ = ["MaskError", "encode", "encode_batch"]
 
-# a step for the batch is one call for many rows, which costs much less than many calls
-ROW, BATCH = "row", "batch"
 STEPS = (
-    (ROW, check),  # is the conversation sound, and which replies are trained on
-    (BATCH, render),  # the text that the template writes
-    (ROW, check_text),  # does it hold every message
-    (ROW, hide_forged),  # control tokens in the row's own words: refused or hidden
-    (BATCH, render_prompts),  # what inference would prompt the replies with
-    (ROW, find_by_prompt),  # a single reply that follows its prompt word for word
-    (BATCH, render_marked),  # the other conversations, with markers for replies
-    (ROW, locate),  # the replies in the text: between the markers, after the prompts
-    (ROW, end_turns),  # what ends each reply
-    (BATCH, tokenize),  # text to ids, replies to spans of ids
-    (ROW, label),  # spans to labels
+    check,  # is the conversation sound, and which replies are trained on
+    render_text,  # the text that the chat template writes, with every message in it
+    hide_forged,  # control tokens in the row's own words: refused, or hidden
+    locate,  # the replies in the text: after their prompts, or where markers were
+    end_turns,  # what ends each reply
+    tokenize,  # text to ids, replies to spans of ids
+    label,  # spans to labels
 )
 
 
@@ -85,7 +79,8 @@ def encode_batch(
     control_tokens: str = "refuse",
 ) -> list[dict | ValueError]:
     """What `encode` returns or raises for each conversation; a ValueError among them stays one."""
-    settings = Settings(_vocabulary(tokenizer), turns, control_tokens)
+    changing = (str(tokenizer.chat_template), tokenizer.eos_token, len(tokenizer))
+    settings = Settings(_vocabulary(tokenizer, *changing), turns, control_tokens)
     rows = [
         Row([], error=messages) if isinstance(messages, ValueError) else Row(messages)
         for messages in conversations
@@ -104,9 +99,9 @@ def encode_batch(
 
 def _run_steps(rows: list[Row], settings: Settings) -> None:
     """Takes the rows through all steps; one with an error goes no further."""
-    for kind, step in STEPS:
-        if kind == BATCH:
-            step([row for row in rows if row.error is None], settings)
+    for step in STEPS:
+        if step is tokenize:  # many texts in one call take less time
+            tokenize([row for row in rows if row.error is None], settings)
             continue
         for row in rows:
             if row.error is None:
@@ -116,11 +111,6 @@ def _run_steps(rows: list[Row], settings: Settings) -> None:
                     row.error = error
 
 
-def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    return _read_once(tokenizer, str(tokenizer.chat_template), tokenizer.eos_token, len(tokenizer))
-
-
-@lru_cache(maxsize=4)
-def _read_once(tokenizer: Tokenizer, *changing) -> Vocabulary:
-    """Reading a vocabulary takes longer than masking a batch; `changing` is what may change."""
+@lru_cache(maxsize=4)  # to read a vocabulary takes longer than to mask a batch
+def _vocabulary(tokenizer: Tokenizer, *what_may_change) -> Vocabulary:
     return Vocabulary(tokenizer)

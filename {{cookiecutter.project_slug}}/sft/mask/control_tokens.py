@@ -2,8 +2,8 @@
 
 import re
 
-from sft.mask.conversation import MaskError, Row, render_one
-from sft.mask.vocabulary import UNUSED, Settings, Vocabulary
+from sft.mask.conversation import MaskError, Row, render
+from sft.mask.vocabulary import UNUSED, Settings
 
 
 def hide_forged(row: Row, settings: Settings) -> None:
@@ -14,37 +14,27 @@ def hide_forged(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: there are some, and they are to be refused or cannot be told from the template's.
     """
-    vocabulary, hidden = settings.vocabulary, []
+    special, found = settings.vocabulary.special, []
+
+    def hidden(words):
+        """Texts, also those inside lists and mappings, without control tokens."""
+        if isinstance(words, str):
+            found.extend(special.findall(words))
+            return special.sub(lambda token: UNUSED * len(token[0]), words)
+        if isinstance(words, dict):
+            return {key: hidden(value) for key, value in words.items()}
+        return [hidden(value) for value in words] if isinstance(words, list) else words
+
+    row.safe_text, row.safe_messages = row.text, []
     for number, message in enumerate(row.messages, start=1):
-        words, found = _hide({k: v for k, v in message.items() if k != "role"}, vocabulary)
+        row.safe_messages.append(hidden(message))
         if found and settings.control_tokens == "refuse":
             detail = f"message {number} holds {found[0]}, which forges a turn"
             raise MaskError("control token in the text", detail)
-        hidden.append({**message, **words})
-    row.safe_messages, row.safe_text = hidden, row.text
-    if hidden == row.messages:
-        return
-    text = render_one(hidden, vocabulary.tokenizer)
-    if re.sub(f"{UNUSED}+", lambda m: row.text[slice(*m.span())], text) != row.text:
-        raise MaskError("control token in the text", "the chat template hides where it stands")
-    runs = [run.span() for run in re.finditer(f"{UNUSED}+", text)]
-    row.safe_text = text
-    row.forged = [t.span() for run in runs for t in vocabulary.special.finditer(row.text, *run)]
-
-
-def _hide(words, vocabulary: Vocabulary) -> tuple:
-    """Texts, also those inside lists and mappings, with the control tokens hidden; and these."""
-    if isinstance(words, str):
-        found = vocabulary.special.findall(words)
-        if not found:
-            return words, []
-        return vocabulary.special.sub(lambda m: UNUSED * len(m[0]), words), found
-    if isinstance(words, dict):
-        parts = [_hide(value, vocabulary) for value in words.values()]
-        hidden = dict(zip(words, (part for part, _ in parts), strict=True))
-    elif isinstance(words, list):
-        parts = [_hide(value, vocabulary) for value in words]
-        hidden = [part for part, _ in parts]
-    else:
-        return words, []
-    return hidden, [token for _, found in parts for token in found]
+    if found:
+        (text,) = render([row.safe_messages], settings.vocabulary.tokenizer)
+        runs = [run.span() for run in re.finditer(f"{UNUSED}+", text)]
+        if re.sub(f"{UNUSED}+", lambda run: row.text[slice(*run.span())], text) != row.text:
+            raise MaskError("control token in the text", "the chat template hides where it is")
+        row.forged = [token.span() for run in runs for token in special.finditer(row.text, *run)]
+        row.safe_text = text

@@ -8,7 +8,7 @@ turn's header at once, which is not for the model to write.
 import re
 from os.path import commonprefix
 
-from sft.mask.conversation import MaskError, Row, render_one
+from sft.mask.conversation import MaskError, Row, render
 from sft.mask.vocabulary import UNUSED, Settings, Vocabulary
 
 PROBE = {"role": "user", "content": UNUSED}
@@ -33,11 +33,7 @@ def end_turns(row: Row, settings: Settings) -> None:
 
 
 def _end_of_last(row: Row, start: int, end: int, vocabulary: Vocabulary) -> str:
-    """What ends the turn of the last reply, from character `start` to `end`; "" if nothing does.
-
-    Raises:
-        MaskError: the turn has no clear end.
-    """
+    """What ends the turn of the last reply, from character `start` to `end`; "" if nothing does."""
     text, control = row.safe_text, vocabulary.control
     closing, tail = _closing(text, end, vocabulary), text[end:]
     if not closing and tail.strip():
@@ -49,7 +45,7 @@ def _end_of_last(row: Row, start: int, end: int, vocabulary: Vocabulary) -> str:
     if not words and not header and tail.strip() == closing.strip():
         return closing
     # what belongs to the turn is there even where another message follows
-    longer = render_one([*row.safe_messages, PROBE], vocabulary.tokenizer)
+    (longer,) = render([[*row.safe_messages, PROBE]], vocabulary.tokenizer)
     shared = len(commonprefix([tail, longer[end:]]))
     shared = min([shared, *(m.start() for m in control.finditer(tail) if m.end() > shared)])
     own = tail[:shared].rstrip()
@@ -62,15 +58,9 @@ def _end_of_last(row: Row, start: int, end: int, vocabulary: Vocabulary) -> str:
 
 
 def _end_of_earlier(row: Row, at: int, end: int, last: str, vocabulary: Vocabulary) -> str:
-    """What ends the turn of an earlier reply: what ends the last one or a user's turn, or EOS.
+    """What ends the turn of the reply `row.messages[at]`, which ends at character `end`.
 
-    Args:
-        at: the reply's position in `row.messages`.
-        end: where it ends in `row.safe_text`.
-        last: what ends the last reply.
-
-    Raises:
-        MaskError: something else follows, and it is no user's header.
+    That is what ends the last reply or a user's turn, or EOS.
     """
     text, following = row.safe_text, row.safe_messages[at + 1]
     if last and text.startswith(last, end):
@@ -78,7 +68,7 @@ def _end_of_earlier(row: Row, at: int, end: int, last: str, vocabulary: Vocabula
     closing = _closing(text, end, vocabulary)
     if _is_eos(closing, vocabulary) or not closing and following["role"] != "user":
         return closing
-    header, _, users = render_one([PROBE], vocabulary.tokenizer).partition(UNUSED)
+    header, _, users = render([[PROBE]], vocabulary.tokenizer)[0].partition(UNUSED)
     if closing and any(
         known.startswith(closing) and not _plain(known, vocabulary) for known in (last, users)
     ):

@@ -7,42 +7,42 @@ is trained on, such as the empty thought that a template writes before an answer
 import re
 
 from sft.mask.conversation import (
-    MARK,
-    ROLES,
     MaskError,
     Row,
+    after_instructions,
     mark,
     marker,
-    render_each,
+    render,
     split_thought,
 )
 from sft.mask.vocabulary import Settings
 
+MARKER = re.compile("\u2060\\d+\u2060")
 SPACES = re.compile(r"\s*")
 
 
-def render_prompts(rows: list[Row], settings: Settings) -> None:
-    """Renders what inference would prompt each reply with, as far as it follows the one before."""
-    prompts = [
-        (row, number, _before(row, number))
-        for row in rows
+def locate(row: Row, settings: Settings) -> None:
+    """Finds the replies that are trained on, without what ends them.
+
+    Raises:
+        MaskError: the template makes something else of a reply, or drops its thought.
+    """
+    messages, tokenizer = row.safe_messages, settings.vocabulary.tokenizer
+    prompted = [  # inference has no prompt for a reply that opens a conversation or follows another
+        (number, at)
         for number, at in enumerate(row.trained)
-        if at and row.messages[at - 1]["role"] != "assistant"  # or nothing would prompt for it
+        if at and messages[at - 1]["role"] != "assistant"
     ]
-    for row in rows:
-        row.prompts = [""] * len(row.trained)
-    texts = render_each(
-        [messages for _, _, messages in prompts],
-        [row for row, _, _ in prompts],
-        settings.vocabulary.tokenizer,
-        add_generation_prompt=True,
-    )
-    for (row, number, _), text in zip(prompts, texts, strict=True):
-        row.prompts[number] = MARK.split(text)[-1] if number else text
+    befores = [_before(row, number) for number, _ in prompted]
+    texts = render(befores, tokenizer, add_generation_prompt=True) if befores else []
+    prompts = {at: MARKER.split(text)[-1] for (_, at), text in zip(prompted, texts, strict=True)}
+    if len(row.trained) > 1 or not prompts or not _follows(row, texts[0]):
+        (marked,) = render([mark(messages, row.trained)], tokenizer)
+        _compare(row, marked, prompts)
 
 
 def _before(row: Row, number: int) -> list[dict]:
-    """The messages before a reply, with the reply before it marked.
+    """The messages before a reply, with the reply before that marked.
 
     What was said before the user asked for that one is left out: to render all that precedes each
     of many replies takes too long.
@@ -50,52 +50,37 @@ def _before(row: Row, number: int) -> list[dict]:
     messages, at = row.safe_messages, row.trained[number]
     if number == 0:
         return messages[:at]
-    last = row.trained[number - 1]
-    first = next(i for i, message in enumerate(messages) if message["role"] not in ROLES[:2])
+    first, last = after_instructions(messages), row.trained[number - 1]
     start = next((i for i in range(last, first, -1) if messages[i]["role"] == "user"), first)
-    return messages[:first] + mark(messages[start:at], {last - start})
+    return messages[:first] + mark(messages[: last + 1], [last])[start:] + messages[last + 1 : at]
 
 
-def find_by_prompt(row: Row, settings: Settings) -> None:
-    """Finds a single reply that ends the conversation, if the prompt is followed by its words.
+def _follows(row: Row, prompt: str) -> bool:
+    """Whether the words of the only reply follow the prompt just once; most do.
 
-    Where they follow just once, the template has made nothing else of them. Most rows are so.
+    Then the template has made nothing else of them.
     """
-    *_, reply = row.safe_messages
-    prompt, words = row.prompts[-1], reply["content"]
+    text, reply, start = row.safe_text, row.safe_messages[row.trained[0]], len(prompt)
     is_bare = reply.keys() == {"role", "content"}  # no thought beside the content
-    if len(row.trained) == 1 and prompt and is_bare and row.safe_text.startswith(prompt):
-        start = len(prompt)
-        first, last = row.safe_text.find(words, start), row.safe_text.rfind(words, start)
-        if first == last >= 0:  # they may overlap
-            row.replies = [(start, first + len(words))]
+    first, last = text.find(reply["content"], start), text.rfind(reply["content"], start)
+    if is_bare and text.startswith(prompt) and first == last >= 0:  # they may overlap
+        row.replies = [(start, first + len(reply["content"]))]
+    return bool(row.replies)
 
 
-def render_marked(rows: list[Row], settings: Settings) -> None:
-    """Renders the other conversations with markers for replies."""
-    rows = [row for row in rows if not row.replies]
-    marked = [mark(row.safe_messages, row.trained) for row in rows]
-    texts = render_each(marked, rows, settings.vocabulary.tokenizer)
-    for row, text in zip(rows, texts, strict=True):
-        row.marked = text
-
-
-def locate(row: Row, settings: Settings) -> None:
-    """Finds the replies: what the text has in place of the markers, from the prompt's end on.
+def _compare(row: Row, marked: str, prompts: dict[int, str]) -> None:
+    """Finds the replies where the text differs from the rendering with markers for them.
 
     Raises:
-        MaskError: the template makes something else of a reply, or drops its thought.
+        MaskError: it differs elsewhere, or by something else than a reply.
     """
-    if row.replies:
-        return
-    text, marks = row.safe_text, [marker(at) for at in row.trained]
-    found, literals = MARK.findall(row.marked), MARK.split(row.marked)
-    if found != marks:
-        lost = (at for at, one in zip(row.trained, marks, strict=True) if found.count(one) != 1)
-        raise _unlocated(next(lost, row.trained[-1]))
+    text, markers = row.safe_text, [marker(at) for at in row.trained]
+    found, literals = MARKER.findall(marked), MARKER.split(marked)
+    if found != markers:
+        lost = [at for at in row.trained if found.count(marker(at)) != 1]
+        raise _unlocated([*lost, *row.trained][0])
     border = 0  # the end of the reply before
-    for number, at in enumerate(row.trained):
-        before, after = literals[number : number + 2]
+    for at, before, after in zip(row.trained, literals, literals[1:], strict=False):
         if not text.startswith(before, border):
             raise _unlocated(at)
         answer = split_thought(row.safe_messages[at])[1].strip()
@@ -103,10 +88,9 @@ def locate(row: Row, settings: Settings) -> None:
         if not text.startswith(answer, first):
             detail = f"message {at + 1}: {answer[:40]!r}"
             raise MaskError("the chat template rewrites the reply", detail)
-        # white space after the answer is the reply's, but for what `after` begins with
+        # white space after the answer is the reply's, but for what the template writes there
         end = SPACES.match(text, first + len(answer)).end() - SPACES.match(after).end()
-        start = _start(row, number, border, before, end)
-        row.replies.append((start, end))
+        row.replies.append((_start(row, at, border, before, end, prompts.get(at, "")), end))
         border = end
     if text[border:] != literals[-1]:
         raise _unlocated(row.trained[-1])
@@ -117,20 +101,13 @@ def _unlocated(at: int) -> MaskError:
     return MaskError("the chat template depends on the reply", detail)
 
 
-def _start(row: Row, number: int, border: int, before: str, end: int) -> int:
+def _start(row: Row, at: int, border: int, before: str, end: int, prompt: str) -> int:
     """Where a reply that ends at `end` starts: after its prompt, if the template follows that.
 
-    Args:
-        number: the reply's, in `row.trained`.
-        border: the end of the reply before.
-        before: what the template writes between that one's answer and this one's.
-
-    Raises:
-        MaskError: a thought is not in the reply, or not all of it.
+    `before` is what the template writes from `border`, the end of the reply before, to the answer.
     """
-    at, prompt, text = row.trained[number], row.prompts[number], row.safe_text
-    content = row.safe_messages[at]["content"].strip()
-    thought, answer = split_thought(row.safe_messages[at])
+    message, text = row.safe_messages[at], row.safe_text
+    content, (thought, answer) = message["content"].strip(), split_thought(message)
     start, fits = border + len(before), True
     if prompt and before.startswith(prompt):
         start = border + len(prompt)
@@ -142,15 +119,9 @@ def _start(row: Row, number: int, border: int, before: str, end: int) -> int:
     is_plain = thought.lstrip().startswith("<think>") and content.count("think>") == 2
     fits &= not thought or is_plain or content in text[start:end]
     written = text[start:end].rstrip().removesuffix(answer.strip())
-    if not fits or any(part not in written for part in _thinking(row.safe_messages[at])):
+    thoughts = [thought.removesuffix("</think>").rpartition("<think>")[2]]
+    thoughts += [message[key] for key in message if re.search("think|thought|reason", key)]
+    if not fits or any(isinstance(t, str) and t.strip() not in written for t in thoughts):
         detail = f"message {at + 1}, or does not prompt for it"
         raise MaskError("the chat template drops the thinking", detail)
     return start
-
-
-def _thinking(message: dict) -> list[str]:
-    """What a reply thinks before it answers: at the start of its content, or beside it."""
-    thought = message["content"].rpartition("</think>")[0].rpartition("<think>")[2]
-    named = (key for key in message if re.search("think|thought|reason", key))
-    beside = [message[key] for key in named if isinstance(message[key], str)]
-    return [part.strip() for part in (thought, *beside)]

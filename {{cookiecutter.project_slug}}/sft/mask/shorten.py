@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask.conversation import ROLES, MaskError, Row, weighted_replies
+from sft.mask.conversation import MaskError, Row, after_instructions, weighted_replies
 
 
 def shorten(row: Row, max_length: int, mode: str, run_steps: Callable, tokenizer) -> Row:
@@ -20,31 +20,49 @@ def shorten(row: Row, max_length: int, mode: str, run_steps: Callable, tokenizer
         mode: the `truncation_mode` of `sft.mask.encode`.
         run_steps: masks a list of rows.
     """
-    tried, length = {}, len(row.ids)
+    length, density = len(row.ids), len(row.ids) / _size(row.messages)
+    shorter = [Row(messages) for messages in _without_turns(row.messages, mode)]
 
-    def masked(messages: list[dict]) -> Row:
-        shorter = Row(messages)
-        run_steps([shorter])
-        return shorter
+    def may_fit(number: int) -> bool:
+        return _size(shorter[number].messages) * density <= max_length
 
     def fits(number: int) -> bool:
-        tried[number] = shorter = masked(candidates[number])
-        return shorter.error is None and len(shorter.ids) <= max_length
+        run_steps([shorter[number]])
+        return shorter[number].error is None and len(shorter[number].ids) <= max_length
 
-    candidates = _without_turns(row.messages, mode)
-    number = bisect_left(range(len(candidates)), True, key=fits)
-    if number < len(candidates):
-        return tried[number]
-    row = tried[number - 1] if candidates else row
+    guess = bisect_left(range(len(shorter)), True, key=may_fit)
+    number = _first(len(shorter), guess, fits)
+    if number < len(shorter):
+        return shorter[number]
+    row = shorter[-1] if shorter else row
     while row.error is None and len(row.ids) > max_length:
         excess = len(row.ids) - max_length
         left = _without_start(row.messages, excess, tokenizer) if mode == "truncate_prompt" else []
         if left:
-            row = masked(left)
+            row = Row(left)
+            run_steps([row])
         else:
             detail = f"{length} tokens, {max_length} allowed"
             row.error = MaskError("longer than max_length", detail)
     return row
+
+
+def _size(messages: list[dict]) -> int:
+    return sum(len(message["content"] or "") for message in messages)
+
+
+def _first(count: int, guess: int, fits: Callable[[int], bool]) -> int:
+    """The first of `count` that fits, or `count`: sought in doubling steps from `guess` on."""
+    low, high, number, step = -1, count, guess, 1
+    while high - low > 1:
+        if not low < number < high:
+            number = (low + high) // 2
+        if fits(number):
+            high, number = number, number - step
+        else:
+            low, number = number, number + step
+        step *= 2
+    return high
 
 
 def _without_turns(messages: list[dict], mode: str) -> list[list[dict]]:
@@ -52,7 +70,7 @@ def _without_turns(messages: list[dict], mode: str) -> list[list[dict]]:
     if mode == "keep_start":
         return [messages[: at + 1] for at in reversed(weighted_replies(messages)[:-1])]
     if mode == "truncate_prompt":
-        first = _after_instructions(messages)
+        first = after_instructions(messages)
         users = (at for at in range(first + 1, len(messages)) if messages[at]["role"] == "user")
         return [messages[:first] + messages[at:] for at in users]
     return []
@@ -63,7 +81,7 @@ def _without_start(messages: list[dict], excess: int, tokenizer: Tokenizer) -> l
 
     [] where nothing would be left of it.
     """
-    first = _after_instructions(messages)
+    first = after_instructions(messages)
     text = messages[first]["content"]
     if messages[first]["role"] != "user":
         return []
@@ -72,8 +90,3 @@ def _without_start(messages: list[dict], excess: int, tokenizer: Tokenizer) -> l
     left = text[starts[0] :].strip() if starts else ""
     shorter = {**messages[first], "content": left}
     return [*messages[:first], shorter, *messages[first + 1 :]] if left else []
-
-
-def _after_instructions(messages: list[dict]) -> int:
-    """The position of the first message that is no system or developer message."""
-    return next(at for at, message in enumerate(messages) if message["role"] not in ROLES[:2])

@@ -88,35 +88,28 @@ def _tokenize_escaped(row: Row, vocabulary: Vocabulary) -> tuple[list[int], list
     Raises:
         MaskError: the tokenizer has no ordinary tokens for it.
     """
-    ids, offsets = [], []
+
+    def tokens(text: str, is_forged: bool) -> tuple[list[int], list[Span]]:
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        encoded = vocabulary.tokenizer(text, split_special_tokens=is_forged, **options)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    newline = tokens("\n", False)[0]
+    skip = len(newline)
+    all_ids, all_offsets = [], []
     borders = [0, *(border for span in row.forged for border in span), len(row.text)]
     for number, (start, stop) in enumerate(pairwise(borders)):
         text, is_forged = row.text[start:stop], number % 2 == 1
-        piece, places = _tokenize_piece(text, start > 0, is_forged, vocabulary)
-        is_spelt = vocabulary.control_ids.isdisjoint(piece)
-        if is_forged and not (is_spelt and vocabulary.tokenizer.decode(piece) == text):
+        # at a text's start some tokenizers put a space, but not after a newline
+        ids, offsets = tokens("\n" + text, is_forged)
+        if start > 0 and ids[:skip] == newline:
+            ids, offsets = ids[skip:], [(left - 1, right - 1) for left, right in offsets[skip:]]
+        else:
+            ids, offsets = tokens(text, is_forged)
+        is_spelt = vocabulary.control_ids.isdisjoint(ids)
+        if is_forged and not (is_spelt and vocabulary.tokenizer.decode(ids) == text):
             detail = f"the tokenizer cannot spell out {text!r}"
             raise MaskError("control token in the text", detail)
-        ids += piece
-        offsets += [(start + left, start + right) for left, right in places]
-    return ids, offsets
-
-
-def _tokenize_piece(
-    text: str, inside: bool, as_text: bool, vocabulary: Vocabulary
-) -> tuple[list[int], list[Span]]:
-    """Ids and offsets of a piece from the start or the inside of a text.
-
-    At a text's start some tokenizers put a space; after a newline, which is then taken off, none.
-    """
-
-    def tokens(text: str) -> tuple[list[int], list[Span]]:
-        options = {"add_special_tokens": False, "return_offsets_mapping": True}
-        encoded = vocabulary.tokenizer(text, split_special_tokens=as_text, **options)
-        return encoded["input_ids"], encoded["offset_mapping"]
-
-    newline, (ids, offsets) = tokens("\n")[0], tokens("\n" + text)
-    if not inside or ids[: len(newline)] != newline:
-        return tokens(text)
-    skip = len(newline)
-    return ids[skip:], [(left - 1, right - 1) for left, right in offsets[skip:]]
+        all_ids += ids
+        all_offsets += [(start + left, start + right) for left, right in offsets]
+    return all_ids, all_offsets

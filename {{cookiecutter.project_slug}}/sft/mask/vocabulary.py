@@ -10,14 +10,6 @@ UNUSED = "\ue000"  # from Unicode's private use area: it means nothing to any te
 Span = tuple[int, int]  # first character or token, end
 
 
-class Settings(NamedTuple):
-    """What every step knows; `turns` and `control_tokens` as in `encode`."""
-
-    vocabulary: "Vocabulary"
-    turns: str
-    control_tokens: str
-
-
 class Vocabulary:
     """The control tokens of a tokenizer, such as <|im_end|>, and the bytes of all tokens."""
 
@@ -36,6 +28,14 @@ class Vocabulary:
         one = self.control.pattern
         self.control_run = re.compile(rf"(\s*(?:{one}))(?:\s*(?:{one}))*")
         self.widths = _widths(tokenizer)
+
+
+class Settings(NamedTuple):
+    """What every step knows; `turns` and `control_tokens` as in `sft.mask.encode`."""
+
+    vocabulary: Vocabulary
+    turns: str
+    control_tokens: str
 
 
 def _headers(tokenizer: Tokenizer) -> str:
@@ -57,10 +57,8 @@ def _widths(tokenizer: Tokenizer) -> list[int] | None:
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
     if not decoder or decoder["type"] != "ByteLevel":
         return None
-    vocabulary = tokenizer.get_vocab()
-    widths = [0] * (max(vocabulary.values()) + 1)
-    for token, number in vocabulary.items():
-        widths[number] = len(token)  # its name has one character a byte
+    names = {number: token for token, number in tokenizer.get_vocab().items()}
+    widths = [len(names.get(number, "")) for number in range(max(names) + 1)]  # a character a byte
     for number, token in tokenizer.added_tokens_decoder.items():
         widths[number] = len(token.content.encode())
     return widths
