@@ -4,8 +4,8 @@ import gc
 import inspect
 import os
 import random
-import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -17,9 +17,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.config import ProjectArguments
 from sft.format import DatasetArguments, columns, mask_options, to_messages
-from sft.mask import control_tokens, conversation, encoder, end_of_turn, tokens
-from sft.mask.conversation import attempt, of_sound
-from sft.mask.encoder import Encoder
+from sft.mask import encode_batch
 from sft.row_report import RowReport, refuse_too_many
 
 FEATURES = Features(
@@ -79,17 +77,13 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
             f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
         )
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
-    turns = mask_options(args).get("turns", "all")
     gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
     try:
         return rows.map(
             _encode_batch,
             batched=True,
             with_indices=True,
-            fn_kwargs={
-                "encoder": Encoder(tokenizer, turns, args.control_tokens),
-                "args": args,
-            },
+            fn_kwargs={"tokenizer": tokenizer, "args": args},
             remove_columns=rows.column_names,
             features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
             desc="Tokenizing and masking",
@@ -101,19 +95,22 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
         gc.unfreeze()
 
 
-def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> pyarrow.Table:
-    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    conversations = [attempt(to_messages, row, args) for row in rows]
-    mode = mask_options(args).get("truncation_mode", "drop")
-    whole = of_sound(encoder.encode_batch, conversations)
-    fitted = [
-        attempt(encoder.fit, example, messages, args.max_length, mode)
-        for example, messages in zip(whole, conversations, strict=True)
-    ]
+def _encode_batch(
+    batch: dict[str, list], indices: list[int], tokenizer: Tokenizer, args: ProjectArguments
+) -> pyarrow.Table:
+    """The columns of `FEATURES` for a batch of rows; `indices` are their numbers from 0."""
+    conversations = []
+    for values in zip(*batch.values(), strict=True):
+        try:
+            conversations.append(to_messages(dict(zip(batch, values, strict=True)), args))
+        except ValueError as error:
+            conversations.append(error)
+    how = {"control_tokens": args.control_tokens, **mask_options(args)}
+    encoded = encode_batch(conversations, tokenizer, args.max_length, **how)
     examples = []
-    for index, before, example in zip(indices, whole, fitted, strict=True):
-        sound = not isinstance(example, ValueError)
-        ids, labels = (example["input_ids"], example["labels"]) if sound else ([], [])
+    for index, example in zip(indices, encoded, strict=True):
+        reason = str(example) if isinstance(example, ValueError) else ""
+        ids, labels = ([], []) if reason else (example["input_ids"], example["labels"])
         examples.append(
             {
                 "input_ids": ids,
@@ -121,8 +118,8 @@ def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> py
                 "length": len(ids),
                 "trained": len(labels) - labels.count(-100),
                 "row": index + 1,
-                "reason": "" if sound else str(example),
-                "shortened": sound and example is not before,
+                "reason": reason,
+                "shortened": not reason and example["shortened"],
             }
         )
     return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
@@ -133,16 +130,9 @@ _SETTINGS = ("max_length", "control_tokens")
 
 
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
-    modules = (
-        encoder,
-        conversation,
-        control_tokens,
-        end_of_turn,
-        tokens,
-        inspect.getmodule(to_messages),
-        sys.modules[__name__],
-    )
-    code = [inspect.getsource(module) for module in modules]
+    mask = Path(inspect.getfile(encode_batch)).parent.glob("*.py")
+    files = [*sorted(mask), inspect.getfile(to_messages), __file__]
+    code = [Path(file).read_text(encoding="utf-8") for file in files]
     code += [transformers.__version__, tokenizers.__version__]
     vocabulary = tokenizer.backend_tokenizer.to_str()
     template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it can name those

@@ -6,8 +6,7 @@ import pytest
 from oracle import judge
 
 from sft.format import mask_options, to_messages
-from sft.mask.conversation import MaskError
-from sft.mask.encoder import encode, encode_batch
+from sft.mask import MaskError, encode, encode_batch
 from sft.stop_tokens import stop_tokens
 
 
@@ -56,7 +55,7 @@ def test_the_oracle_sees_a_spoiled_mask(turns, encoded, tokenizer):
 
 def test_a_batch_is_encoded_like_its_rows(args, turns, encoded, tokenizer):
     conversations = [messages for messages, _ in encoded]
-    batch = encode_batch(conversations, tokenizer, turns, args.control_tokens)
+    batch = encode_batch(conversations, tokenizer, None, turns)
     assert batch == [example for _, example in encoded]
 
 
