@@ -41,3 +41,9 @@ def test_what_is_counted_is_what_is_read(tmp_path):
     assert reading.read(tmp_path / "a.yaml") == reading.Reading(lines=4, code=2, words=4)
     (tmp_path / "a.md").write_text("| one | 1,234 | **two** |\n|---|---|---|\n")
     assert reading.read(tmp_path / "a.md") == reading.Reading(lines=2, code=0, words=2)
+
+
+def test_it_stays_within_the_limits(project):
+    path, python = reading.path_of_a_row(project), reading.all_python(project)
+    assert reading.total(path).minutes <= reading.LIMIT_MINUTES
+    assert reading.total(python).lines <= reading.LIMIT_LINES
