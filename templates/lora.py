@@ -53,10 +53,11 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
 
 def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
     """The linear layers in `targets`, where a word means several; refuses what no block has."""
+
     targets = [targets] if isinstance(targets, str) else targets
     layers = linear_layers(model)
     every = layers["all_linear"]
-    names = {path.rpartition(".")[2] for path in every}
+    names = {_end(path) for path in every}
     missing = [one for one in targets if not layers.get(one) and one not in names | every]
     if missing or not targets:
         raise SystemExit(
@@ -65,10 +66,12 @@ def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
             "mean several of them."
         )
     chosen = set().union(*(layers.get(target, {target}) for target in targets))
-    # the end of a path is enough for peft, unless layers outside `chosen` share it
-    ends = {path: path.rpartition(".")[2] for path in chosen}
-    alike = {end: {path for path in every if path.endswith(f".{end}")} for end in ends.values()}
-    return sorted({end if alike[end] <= chosen else path for path, end in ends.items()})
+    shared = {_end(path) for path in every - chosen}  # peft would take these as well
+    return sorted({path if _end(path) in shared else _end(path) for path in chosen})
+
+
+def _end(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
