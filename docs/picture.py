@@ -11,58 +11,21 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
-from rich.tree import Tree
-
-WHAT = {
-    "config.yaml": "every value",
-    "train.py": "the story, top to bottom",
-    "preview.py": "what is trained on, in colour",
-    "chat.py": "talk to the result",
-    "merge.py": "fold the adapter in",
-    "vram.py": "will it fit?",
-    "advice.py": "what would make it fit",
-    "trace.py": "memory, counted on fake tensors",
-    "base_model": "its shape, for the estimate and the twin",
-    "data": "a sample",
-    "config.py": "config.yaml and the command line",
-    "report.py": "tables and a plot",
-    "smoke.py": "the tiny twin",
-    "rows.py": "where rows come from",
-    "dataset.py": "rows to messages",
-    "conversation.py": "is it sound? what may be left out?",
-    "control_tokens.py": "those that a row's own text forges",
-    "end_of_turn.py": "where a turn ends",
-    "preprocess.py": "messages to input_ids, labels: the mask",
-    "tokens.py": "which tokens a reply became",
-    "machine.py": "what suits the card",
-    "prepare.py": "all rows, and which are set aside",
-    "collator.py": "examples to a batch",
-    "model.py": "base model, tokenizer",
-    "quantization.py": "4 bits",
-    "adapter.py": "what is trained",
-    "trainer.py": "logits, evaluate, resume",
-    "launch": "several GPUs",
-    "tests": "of your data, mask, batches",
-}
-LEFT_OUT = {"__init__.py", "__pycache__", "outputs", "cache"}
 
 
-def tree(folder: Path, deep: tuple = ("sft",)) -> Tree:
-    def add(branch: Tree, path: Path) -> None:
-        name = path.name + ("/" if path.is_dir() else "")
-        label = Text.assemble((f"{name:18}", "bold" if path.is_dir() else ""), " ")
-        leaf = branch.add(label.append(WHAT.get(path.name, ""), "grey62"))
-        if path.name in deep:
-            for inner in sorted(path.iterdir()):
-                if inner.name not in LEFT_OUT:
-                    add(leaf, inner)
-
-    root = Tree(Text(folder.name + "/", "bold"), guide_style="grey42")
-    shown = [path for path in folder.iterdir() if path.name not in LEFT_OUT]
-    for path in sorted(shown, key=lambda path: (path.suffix != ".py", path.name)):
-        if not path.name.startswith("."):
-            add(root, path)
-    return root
+def tree(project: Path) -> list[Text]:
+    """The files of the project, as its README lists them."""
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    lines = readme.partition("```text\n")[2].partition("\n```")[0].splitlines()
+    shown = []
+    for line in lines:
+        name, number, about = re.fullmatch(r"(\s*\S+)(?:\s+(\d+))?\s*(.*)", line).groups()
+        words = about if len(about) < 50 else about[:49].rstrip() + "\u2026"
+        style = "bold" if number is None else ""
+        shown.append(
+            Text.assemble((f"{name:26}", style), f"{number or '':>4}  ", (words, "grey62"))
+        )
+    return shown
 
 
 def run(project: Path) -> list[str]:
@@ -97,7 +60,8 @@ def run(project: Path) -> list[str]:
 def main(project: Path) -> None:
     console = Console(record=True, width=84, force_terminal=True, file=open(os.devnull, "w"))
     console.print(Text("$ ls", "bold"))
-    console.print(tree(project))
+    for line in tree(project):
+        console.print(line)
     console.print()
     console.print(Text("$ python train.py --smoke", "bold"))
     for line in run(project):

@@ -1,8 +1,10 @@
-"""Sign the count of memory, put its table into the new README, print it and the next commands."""
+"""Put the file tree and the memory table into the new README; show the memory and what is next."""
 
+import ast
 import contextlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +14,44 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.getcwd())  # the new project's own code, with cookiecutter's libraries
 import vram
 from sft import memory
+
+UNTITLED = {  # files whose format has no room for a word on themselves
+    "answers.json": "what this project was generated from",
+    "base_model/config.json": "the base model's shape",
+    "base_model/memory.json": "what one training step takes, counted",
+    "base_model/twin_chat_template.jinja": "its chat template",
+    "data/sample.jsonl": "rows as yours should be",
+    "pyproject.toml": "dependencies and tools",
+    "sft/mask_view.html": "the page that preview.py writes",
+}
+UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")
+
+
+def title(name, text):
+    """What a file is for: the first clause of its docstring or leading comment."""
+    if name.endswith(".py"):
+        words = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        words = UNTITLED.get(name) or (text[2:] if text.startswith("# ") else "")
+    return re.split(r"[:,.?]\s|\n| that ", words + "\n")[0].rstrip(".")
+
+
+def tree():
+    """Every file by folder, with its lines and its title."""
+    lines, folders = [], set()
+    paths = [path for path in Path().rglob("*") if path.is_file()]
+    for path in sorted(paths, key=lambda path: (path.parent.as_posix(), path.name)):
+        name = path.as_posix()
+        if name.startswith(".") or name in UNLISTED:
+            continue
+        text = path.read_text(encoding="utf-8")
+        folder = path.parent.as_posix()
+        if folder not in folders and folder != ".":
+            folders.add(folder)
+            lines.append(f"{folder}/")
+        indented = path.name if folder == "." else f"  {path.name}"
+        lines.append(f"{indented:<26}{text.count(chr(10)):>4}  {title(name, text)}".rstrip())
+    return "\n".join(["```text", *lines, "```", ""])
 
 
 def said(*options):
@@ -28,7 +68,8 @@ def said(*options):
 memory.adopt()
 readme = Path("README.md")
 text = readme.read_text(encoding="utf-8")
-readme.write_text(text.replace("<!-- memory table -->\n", said("--markdown")), encoding="utf-8")
+text = text.replace("<!-- memory table -->\n", said("--markdown"))
+readme.write_text(text.replace("<!-- file tree -->\n", tree()), encoding="utf-8")
 
 if hasattr(sys.stdout, "reconfigure"):  # the bars, on Windows too
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")

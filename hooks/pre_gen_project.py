@@ -1,4 +1,4 @@
-"""Refuse answers that cannot work together, before a file is written: one sentence, and the way out."""
+"""Refuse answers that cannot work, before a file is written: one sentence with the fix."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def bad_slug(slug):
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", slug) and slug.lower() not in RESERVED:
         return None
     return (
-        f"project_slug {slug!r} is no folder name; use letters, digits, '-', '_' and '.', "
+        f"project_slug {slug!r} is not a folder name; use letters, digits, '-', '_' and '.', "
         "such as my-sft."
     )
 
@@ -54,12 +54,12 @@ def missing_text(answers):
 
 
 def bad_fields(answers):
-    if answers["dataset_format"] == "messages":
-        if not answers["messages_column"].strip():
-            return "messages_column is empty; name the column that holds the list of turns."
+    if answers["dataset_format"] == "messages" and not answers["messages_column"].strip():
+        return "messages_column is empty; name the column that holds the list of turns."
+    if answers["dataset_format"] != "prompt_response":
         return None
     if not answers["response_column"].strip():
-        return "response_column is empty; name the column that holds the reply to learn."
+        return "response_column is empty; name the column that holds the reply to train on."
     try:
         fields = [field for field in Formatter().parse(answers["prompt_template"]) if field[1] is not None]
     except ValueError as error:
@@ -73,7 +73,7 @@ def bad_fields(answers):
         if name == answers["response_column"]:
             return (
                 f"prompt_template shows the model the column {name!r}, which is also the "
-                "response_column that it has to learn; take it out of one of the two."
+                "response_column that it is trained to write; take it out of one of the two."
             )
     if not fields:
         return (
@@ -92,8 +92,8 @@ def bad_length(max_length):
 def quantized_full(answers):
     if answers["lora_targets"] == "full" and answers["quantization"] != "none":
         return (
-            f"full trains every weight, and {answers['quantization']} weights are too coarse to take "
-            "a gradient step; choose quantization none, or keep the quantization and choose LoRA on "
+            f"full trains every weight, and {answers['quantization']} weights are too coarse for "
+            "gradient steps; choose quantization none, or keep the quantization and choose LoRA on "
             "attention, all_linear or mlp."
         )
     return None

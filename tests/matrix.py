@@ -31,6 +31,8 @@ TESTS = Path(__file__).resolve().parent
 FORK = multiprocessing.get_context("fork")
 # the first has a learning rate of 0, and LoRA's A no gradient while B is 0; in the third all change
 STEPS = ["--max_steps=3", "--eval_strategy=no", "--save_strategy=no", "--logging_steps=1"]
+# what an answer promises: the class of the linear layers, and those that LoRA is on
+PROMISED = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear"}
 FUSED = {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}}
 SEPARATE = {
     "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
@@ -253,9 +255,7 @@ def promised_targets(answers: dict) -> set[str]:
 
 def check_classes(answers: dict, classes: dict[str, str], model) -> None:
     """All linear layers of the blocks are quantized as chosen, and lm_head is not."""
-    chosen = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear"}[
-        answers["quantization"]
-    ]
+    chosen = PROMISED[answers["quantization"]]
     for name, kind in classes.items():
         expected = "Linear" if name == "lm_head" else chosen
         assert kind == expected, f"{name} is {kind}, not {expected}"

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import yaml
-from matrix import pairwise, promised_targets
+from matrix import PROMISED, pairwise, promised_targets
 
 from conftest import MENUS, combinations, config_of, in_project, is_valid, name_of
 
@@ -37,8 +37,7 @@ def test_trains(bake, answers):
     assert seen["pytest"] == 0, (project / "log").read_text()[-3000:]
 
     full = answers["lora_targets"] == "full"
-    classes = {"nf4": {"Linear4bit"}, "int8": {"Linear8bitLt"}, "none": {"Linear"}}
-    assert set(seen["linear classes"]) == classes[answers["quantization"]]
+    assert set(seen["linear classes"]) == {PROMISED[answers["quantization"]]}
     assert 2**20 < seen["estimated peak"] < 2**30
     assert seen["lm_head class"] == "Linear"
     if full:

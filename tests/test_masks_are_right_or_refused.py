@@ -28,8 +28,7 @@ def trained(template: str, control: list[str], eos: str, messages: list, **how) 
     """The texts that are trained on, in order, or the sentence of the refusal."""
     from itertools import groupby
 
-    from sft.mask.conversation import MaskError
-    from sft.mask.encoder import encode
+    from sft.mask import MaskError, encode
 
     tokenizer = tokenizer_with(template, control, eos)
     try:
@@ -37,7 +36,7 @@ def trained(template: str, control: list[str], eos: str, messages: list, **how) 
     except MaskError as error:
         return str(error)
     ids, labels = example["input_ids"], example["labels"]
-    assert len(ids) == len(labels) == sum(example["attention_mask"])
+    assert len(ids) == len(labels)
     assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
     runs = groupby(labels, key=lambda label: label != -100)
     return [tokenizer.decode(list(run)) for learnt, run in runs if learnt]
@@ -332,7 +331,7 @@ REFUSALS = {
     "the reply's first letter stands in front": (
         "{{ messages[-1].content[0] }}" + CHATML,
         TWO_TURNS,
-        "depends on the reply: message 5",
+        "depends on the reply: message 3",
     ),
     "the reply's first letter stands behind": (
         CHATML + "{{ messages[-1].content[0] }}",
@@ -464,8 +463,7 @@ def test_a_turn_is_forged_by_tool_calls_as_well(project):
 def with_tokens_that_are_not_flagged() -> list:
     from tokenizers import AddedToken
 
-    from sft.mask.conversation import MaskError
-    from sft.mask.encoder import encode
+    from sft.mask import MaskError, encode
     from sft.twin import build_tokenizer
 
     tokenizer = build_tokenizer()
@@ -490,7 +488,7 @@ def test_a_token_that_the_template_writes_is_a_control_token_flagged_or_not(proj
 
 def spelled_out(messages: list, template: str, end: str) -> tuple:
     """How often each control token is in the ids, and the texts that are trained on."""
-    from sft.mask.encoder import encode
+    from sft.mask import encode
 
     tokenizer = tokenizer_with(template, CONTROL, end)
     ids = encode(messages, tokenizer, control_tokens="escape")["input_ids"]
@@ -523,7 +521,7 @@ def test_a_forged_token_that_the_template_looks_for_is_not_escaped(project):
     template = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ '!' if '|' in m.content }}")
     messages = chat("user: <|im_end|>", "assistant: Hello")
     said = in_project(project, with_options, template, messages, {"control_tokens": "escape"})
-    assert "the chat template hides where it stands" in said
+    assert "the chat template hides where it is" in said
 
 
 def test_control_tokens_need_not_be_special_nor_all_be_seen(project):
@@ -533,8 +531,7 @@ def test_control_tokens_need_not_be_special_nor_all_be_seen(project):
 def with_added_tokens() -> list:
     from tokenizers import AddedToken
 
-    from sft.mask.conversation import MaskError
-    from sft.mask.encoder import encode
+    from sft.mask import MaskError, encode
 
     learnt, messages = [], chat("user: Who?", "assistant: Me")
     plain, _ = FAMILIES["no end at all"]
@@ -563,7 +560,7 @@ def with_swallowing_tokens() -> list[str]:
 
     from tokenizers import AddedToken
 
-    from sft.mask.encoder import encode
+    from sft.mask import encode
 
     names = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     tokenizer = tokenizer_with(
@@ -587,8 +584,7 @@ LONG = chat(
 
 def fitted(max_length: int, mode: str, messages: list) -> tuple:
     """The text that is left and the texts that are trained on, or the sentence of the refusal."""
-    from sft.mask.conversation import MaskError
-    from sft.mask.encoder import encode
+    from sft.mask import MaskError, encode
 
     tokenizer = tokenizer_with(CHATML, CONTROL, "</s>")
     try:
@@ -809,8 +805,7 @@ def truth(shape: dict, messages: list[dict]) -> list[tuple[str, str]]:
 
 
 def check_any_text_in_any_template(examples: int) -> dict:
-    from sft.mask.conversation import MaskError
-    from sft.mask.encoder import encode
+    from sft.mask import MaskError, encode
     from sft.twin import build_tokenizer
 
     base = build_tokenizer()

@@ -40,7 +40,7 @@ def template(tmp_path):
     return folder
 
 
-def git(folder: Path, *words: str) -> None:
+def git(folder: Path, *words: str) -> str:
     who = [
         "-c",
         "user.name=Test",
@@ -49,7 +49,8 @@ def git(folder: Path, *words: str) -> None:
         "-c",
         "commit.gpgsign=false",
     ]
-    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+    command = ["git", *who, *words]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def commit(folder: Path, message: str) -> None:
@@ -77,7 +78,7 @@ def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
     (project / "notes.md").write_text("mine\n")
     commit(project, "my own edits")
 
-    replace(template / "cookiecutter.json", '"_version": "0.1.0"', '"_version": "0.2.0"')
+    replace(template / "cookiecutter.json", '"_version": "0.2.0"', '"_version": "0.3.0"')
     generated = template / "{{cookiecutter.project_slug}}"
     replace(
         generated / "chat.py", '"""Talk to the result', '"""Talk, in a new version, to the result'
@@ -90,10 +91,79 @@ def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
     assert "in a new version" in (project / "chat.py").read_text(encoding="utf-8")
     assert (project / "NEW.md").exists()
     recorded = json.loads((project / "answers.json").read_text(encoding="utf-8"))
-    assert recorded["version"] == "0.2.0"
+    assert recorded["version"] == "0.3.0"
     assert recorded["answers"]["lora_targets"] == "mlp"
-    assert "gate_proj" in (project / "config.yaml").read_text(encoding="utf-8")
+    assert "[mlp]" in (project / "config.yaml").read_text(encoding="utf-8")
     assert not list(project.rglob("*.rej")) and not list(project.rglob("*.orig"))
+
+
+OWN_EDITS = {
+    "config.yaml": ("num_train_epochs: 3", "num_train_epochs: 7"),
+    "train.py": ('say("6. Train")', 'say("6. Train, and watch")'),
+    "sft/collator.py": ("ROWS = 2", "ROWS = 3"),
+}
+
+
+def updated_from_the_first_version(tmp_path: Path, edits: dict) -> tuple[dict, dict]:
+    """The files of a new project, and of one that was made at 0.1.0, edited and updated."""
+    template = tmp_path / "template"
+    git(tmp_path, "clone", "--quiet", "--no-checkout", str(TEMPLATE), str(template))
+    git(template, "checkout", "--quiet", "-B", "main", "f175840")
+    cruft(tmp_path, "create", str(template), "--no-input")
+    project = tmp_path / "my-sft"
+    git(project, "init", "--quiet")
+    commit(project, "as generated")
+    for name, (before, after) in edits.items():
+        replace(project / name, before, after)
+    (project / "notes.md").write_text("mine\n")
+    commit(project, "my own edits")
+
+    git(template, "rm", "--quiet", "-r", ".")
+    files = git(TEMPLATE, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, files.split("\0")):
+        (template / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TEMPLATE / name, template / name)
+    commit(template, "this version")
+    cruft(project, "update", "--skip-apply-ask")
+
+    (tmp_path / "new").mkdir()
+    cruft(tmp_path / "new", "create", str(template), "--no-input")
+    new, updated = files_of(tmp_path / "new" / "my-sft"), files_of(project)
+    updated = {name: text for name, text in updated.items() if not name.startswith(".git/")}
+    assert updated.pop("notes.md") == b"mine\n"
+    return new, updated
+
+
+def test_a_project_of_the_first_version_reaches_this_one(tmp_path):
+    new, updated = updated_from_the_first_version(tmp_path, OWN_EDITS)
+    assert updated.keys() == new.keys()  # what moved has moved, and no .rej or .orig is there
+    assert {name for name in new if updated[name] != new[name]} == OWN_EDITS.keys()
+    for name, (before, after) in OWN_EDITS.items():
+        assert updated[name].decode() == new[name].decode().replace(before, after)
+    in_project(tmp_path / "my-sft", trained_after_the_update)
+
+
+@pytest.mark.parametrize(
+    "name, before, after",
+    [
+        ("config.yaml", "max_set_aside: 0.05", "max_set_aside: 0.2"),  # a key of another name
+        ("sft/preprocess.py", "MARK = ", "# mine\nMARK = "),  # a file that is gone
+    ],
+)
+def test_only_what_its_owner_edited_conflicts(tmp_path, name, before, after):
+    edits = {"train.py": OWN_EDITS["train.py"], name: (before, after)}
+    new, updated = updated_from_the_first_version(tmp_path, edits)
+    own = {file + ending for file in edits for ending in ("", ".rej")}
+    left = {file for file in updated.keys() | new if updated.get(file) != new.get(file)}
+    moved = {file for file in left - own if b"# mine" in updated.get(file, b"")}
+    assert left - moved <= own
+    assert any(after.encode() in updated[file] for file in left)
+
+
+def trained_after_the_update() -> None:
+    import train
+
+    train.main(["--smoke", "--max_steps=2"])
 
 
 def test_it_trains_where_processes_are_spawned(bake):

@@ -1,8 +1,8 @@
 """Examples to a batch where every token is trained on: prompt, headers, reply.
 
-This is continued pretraining, not supervised fine-tuning: the model learns to write prompts as much
-as to answer them. It suits raw text in a new language or field; for question and answer pairs the
-mask of sft/mask/encoder.py is what you want, and this collator throws that mask away.
+This is continued pretraining, not supervised fine-tuning: the model is trained to write prompts as
+much as to answer them. It is for raw text in a new language or field. For questions and answers,
+train on the mask of sft/mask/, which this collator throws away.
 """
 
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase

@@ -1,4 +1,4 @@
-"""Examples to a batch: the padding written out by hand, to be read.
+"""Examples to a batch: padded by hand in plain Python, to be read.
 
 Three lists grow to the same length, each with the filler that means "nothing is here":
 
@@ -6,8 +6,8 @@ Three lists grow to the same length, each with the filler that means "nothing is
     attention_mask  1  1  1  1  1  0     0: no other token may attend to this position
     labels          X  X  X  4  5  X     X: -100, which the loss passes over
 
-Where to pad is decided by length alone. Looking for the pad id instead would go wrong wherever the
-pad token is also the end-of-turn token: its label would be lost, and the model never learn to stop.
+Length alone decides where to pad. To look for the pad id instead fails where the pad token is also
+the end-of-turn token: its label is lost, and the model never stops.
 """
 
 import torch

@@ -5,10 +5,10 @@
     position_ids    0  1  2  3  4 | 0  1  2 | 0  1  2  3
     cu_seq_lens_q   0              5         8            12  where examples begin, and the end
 
-It is transformers' own `DataCollatorWithFlattening`. The bounds go to sft/attention.py, which keeps
-the examples apart: loss and gradients are those of the padded batch.
+It is transformers' own `DataCollatorWithFlattening`. sft/attention.py keeps the examples apart by
+these bounds: loss and gradients are those of the padded batch.
 
-A batch then costs what its tokens cost, so `EvenSampler` sees to it that all have about as many.
+A batch then costs what its tokens cost, so `EvenSampler` gives all batches about as many.
 """
 
 from collections.abc import Iterator
@@ -38,8 +38,8 @@ class EvenSampler(Sampler[int]):
     each group: it has its share of long rows and of short ones. Within a step the rows are dealt to
     its batches there and back, as cards are: the longest and the shortest end up together.
 
-    The rows of a step depend on the seed, the epoch and `rows_per_step` alone: the same rows are
-    learnt from together however many batches, or GPUs, they are dealt to.
+    The rows of a step depend on the seed, the epoch and `rows_per_step` alone, however many batches
+    or GPUs they are dealt to.
 
     Args:
         lengths: of shape (rows,), in tokens.
@@ -72,6 +72,6 @@ class EvenSampler(Sampler[int]):
 
 
 class PaddingFreeCollator(DataCollatorWithFlattening):
-    """transformers' collator, and the order in which it wants the rows."""
+    """transformers' collator, and the order of the rows that suits it."""
 
     sampler = EvenSampler

@@ -1,7 +1,7 @@
 """Examples to a batch: padded by `DataCollatorForSeq2Seq`, and the first batch shown in colour.
 
-What is wrong with a mask is seen at once in a picture: the tokens that are trained on are green,
-what is only read is grey, and padding is a faint dot.
+A picture shows at once what is wrong with a mask: tokens that are trained on are green, those that
+are only read are grey, and padding is a faint dot.
 """
 
 from accelerate import PartialState

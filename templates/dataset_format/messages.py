@@ -1,6 +1,7 @@
-"""One row, one conversation: a list of turns, each with a role and a content."""
+"""One row is one conversation: a list of turns, each with a role and a content."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 # the names that ShareGPT's files have for it: {"from": "human", "value": "..."}
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
@@ -12,6 +13,8 @@ class DatasetArguments:
 
     messages_column: str
     system_prompt: str = ""
+    turns: Literal["all", "last"] = "all"  # which replies are trained on
+    truncation_mode: Literal["drop", "truncate_prompt", "keep_start"] = "drop"
 
 
 def columns(args: DatasetArguments) -> list[str]:
@@ -19,18 +22,23 @@ def columns(args: DatasetArguments) -> list[str]:
     return [args.messages_column]
 
 
+def mask_options(args: DatasetArguments) -> dict:
+    """Keyword arguments of `sft.mask.encode` that these rows can make use of."""
+    return {"turns": args.turns, "truncation_mode": args.truncation_mode}
+
+
 def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     """One row as a conversation: `[{"role": ..., "content": ...}, ...]`.
 
     `system_prompt` is put before conversations that have no system turn of their own. What the
-    turns hold is looked at where they are masked (sft/mask/conversation.py).
+    turns hold is checked where they are masked (sft/mask/).
 
     Raises:
-        ValueError: the column is no list of turns.
+        ValueError: the column is not a list of turns.
     """
     turns = row[args.messages_column]
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"column {args.messages_column!r} is no list of turns")
+        raise ValueError(f"column {args.messages_column!r} is not a list of turns")
     messages = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):

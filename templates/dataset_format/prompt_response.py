@@ -1,7 +1,8 @@
-"""One row, one exchange: a prompt written from the row's columns, and the response to learn."""
+"""One row is one exchange: a prompt written from the row's columns, and its response."""
 
 from dataclasses import dataclass
 from string import Formatter
+from typing import Literal
 
 
 @dataclass(kw_only=True)
@@ -11,6 +12,7 @@ class DatasetArguments:
     prompt_template: str
     response_column: str
     system_prompt: str = ""
+    truncation_mode: Literal["drop", "truncate_prompt"] = "drop"
 
 
 def columns(args: DatasetArguments) -> list[str]:
@@ -19,31 +21,29 @@ def columns(args: DatasetArguments) -> list[str]:
     Raises:
         SystemExit: `prompt_template` is not a text with `{column}` in it.
     """
+    literal, names = "double the braces that are meant literally.", []
     try:
-        fields = [
-            field for field in Formatter().parse(args.prompt_template) if field[1] is not None
-        ]
+        for _, name, spec, conversion in Formatter().parse(args.prompt_template):
+            if name == "" or spec or conversion:
+                raise SystemExit(f"prompt_template: more than a column at {name!r}; {literal}")
+            names += [name] if name else []
     except ValueError as error:
-        raise SystemExit(
-            f"prompt_template: {error}; double the braces that are meant literally."
-        ) from None
-    for _, name, spec, conversion in fields:
-        if not name or spec or conversion:
-            text = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            raise SystemExit(
-                f"prompt_template: {text!r} in braces names no column; "
-                "double the braces that are meant literally."
-            )
-    if args.response_column in [name for _, name, _, _ in fields]:
-        raise SystemExit(
-            f"prompt_template shows the model the column {args.response_column!r}, which it has to "
-            "learn; take it out of prompt_template or response_column."
-        )
-    if not fields:
+        raise SystemExit(f"prompt_template: {error}; {literal}") from None
+    if not names:
         raise SystemExit(
             "prompt_template names no column; write one in braces, such as {question}."
         )
-    return list(dict.fromkeys([*(name for _, name, _, _ in fields), args.response_column]))
+    if args.response_column in names:
+        raise SystemExit(
+            f"prompt_template shows the model the column {args.response_column!r}, which it is "
+            "trained to write; take it out of prompt_template or response_column."
+        )
+    return list(dict.fromkeys([*names, args.response_column]))
+
+
+def mask_options(args: DatasetArguments) -> dict:
+    """Keyword arguments of `sft.mask.encode` that these rows can make use of."""
+    return {"truncation_mode": args.truncation_mode}
 
 
 def to_messages(row: dict, args: DatasetArguments) -> list[dict]:

@@ -1,4 +1,4 @@
-"""What is trained: every weight of the model. No adapter, nothing frozen.
+"""What is trained: every weight of the model; no adapter, nothing frozen.
 
 Each parameter then needs its weight, its gradient and two numbers of optimizer state: 16 bytes in
 float32, 8 in bfloat16. `python vram.py` shows what that comes to.
@@ -31,5 +31,5 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PreTrainedMod
 
 
 def load_trained(folder: Path, args: ProjectArguments) -> PreTrainedModel:
-    """The model in `folder`, which stands by itself."""
+    """The model in `folder`, which loads by itself."""
     return load_whole(str(folder), args)

@@ -1,9 +1,9 @@
 """The base model in 8 bits: LLM.int8() (arXiv:2208.07339).
 
 Each row of a weight matrix is scaled to whole numbers from -127 to 127: one byte a weight instead
-of two. The few input features with outliers (above 6 in magnitude) are multiplied in 16 bits, so
-that little is lost. Only the linear layers inside the blocks are quantized; embeddings, norms and
-`lm_head` keep their 16 bits. The weights are frozen: whole numbers take no gradient step.
+of two. The few input features with outliers (above 6 in magnitude) are multiplied in 16 bits. Only
+the linear layers inside the blocks are quantized; embeddings, norms and `lm_head` keep their 16
+bits. The weights are frozen: whole numbers take no gradient step.
 """
 
 import warnings
@@ -21,5 +21,5 @@ def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its rounded weights written out in 16 bits, as the adapter has known them."""
+    """The model with its rounded weights written out in 16 bits, as the adapter saw them."""
     return model.dequantize(dtype=torch.bfloat16).to(torch.bfloat16)

@@ -2,10 +2,10 @@
 
 Weights of a trained network are close to normally distributed, so NF4 puts its 16 levels where a
 normal distribution has its mass. Each block of 64 weights has a scale of its own, and double
-quantization stores those scales in 8 bits: about 0.52 bytes a weight instead of 2. Only the linear
+quantization stores each scale in one byte: about 0.52 bytes a weight instead of 2. Only the linear
 layers inside the blocks are quantized; embeddings, norms and `lm_head` keep their 16 bits.
-The weights are unpacked to `dtype` for each multiplication; they are frozen, since a 4-bit number
-is too coarse to take a gradient step.
+The weights are unpacked to `dtype` for each multiplication. They are frozen: a 4-bit number is too
+coarse for a gradient step.
 """
 
 import torch
@@ -16,7 +16,7 @@ def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """How to quantize while loading.
 
     Args:
-        dtype: arithmetic happens in this type; bitsandbytes' own default, float32, is slow.
+        dtype: the type of the arithmetic; bitsandbytes' own default, float32, is slow.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -27,5 +27,5 @@ def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its rounded weights written out in 16 bits, as the adapter has known them."""
+    """The model with its rounded weights written out in 16 bits, as the adapter saw them."""
     return model.dequantize(dtype=torch.bfloat16).to(torch.bfloat16)

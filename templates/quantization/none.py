@@ -1,4 +1,4 @@
-"""The base model stays in 16 bits (2 bytes a weight): nothing is lost, nothing is quantized."""
+"""The base model in 16 bits, 2 bytes a weight: nothing is quantized."""
 
 import torch
 from transformers import PreTrainedModel

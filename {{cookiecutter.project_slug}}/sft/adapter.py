@@ -1,1 +1,1 @@
-{% include "lora_targets/" ~ ("full" if cookiecutter.lora_targets == "full" else "lora") ~ ".py" %}
+{% include "lora_targets/" ~ cookiecutter.lora_targets ~ ".py" %}

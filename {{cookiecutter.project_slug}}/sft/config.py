@@ -47,8 +47,6 @@ class ProjectArguments(DatasetArguments):
     train_split: str = "train"
     eval_split: str = "validation"
     test_size: float = 0.05
-    turns: Literal["all", "last"] = "all"
-    truncation_mode: Literal["drop", "truncate_prompt", "keep_start"] = "drop"
     control_tokens: Literal["refuse", "escape"] = "refuse"
     max_skipped: float = 0.05
     dataset_num_proc: int = 0
@@ -85,7 +83,7 @@ def parse(argv: list[str], doc: str, options: type) -> tuple[Any, list[str]]:
         print(doc, *lines, HELP, sep="\n", end="")
         raise SystemExit(0)
     words = by_key(argv)
-    _refuse_unknown(words, options=[*kinds])
+    _refuse_unknown(words, kinds)
     own = {key: typed(key, words.pop(key), kinds[key]) for key in kinds if key in words}
     overrides = []
     for key, value in words.items():
@@ -171,11 +169,10 @@ def say(text: str) -> None:
 def _config_yaml() -> dict[str, Any]:
     try:
         values = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = f" (line {error.problem_mark.line + 1})" if hasattr(error, "problem_mark") else ""
-        raise SystemExit(f"config.yaml is not valid YAML{where}: {error.problem}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"config.yaml cannot be read as UTF-8 text: {error}.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        line = f", line {mark.line + 1}," if mark else ""
+        raise SystemExit(f"config.yaml{line} is not valid YAML in UTF-8: {why}.") from None
     if not isinstance(values, dict):
         raise SystemExit("config.yaml holds no keys; restore the file.")
     return {key: value for key, value in values.items() if value is not None}

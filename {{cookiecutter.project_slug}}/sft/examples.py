@@ -1,12 +1,11 @@
-"""Rows to examples: encoded in batches, cached, held out for evaluation; others are skipped."""
+"""Rows to examples: encoded in batches, cached, some of them held out for evaluation."""
 
 import gc
 import inspect
 import os
 import random
-import sys
-from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -17,10 +16,9 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.config import ProjectArguments
-from sft.format import DatasetArguments, columns, to_messages
-from sft.mask import control_tokens, conversation, encoder, end_of_turn, tokens
-from sft.mask.conversation import attempt, of_sound
-from sft.mask.encoder import Encoder
+from sft.format import DatasetArguments, columns, mask_options, to_messages
+from sft.mask import encode_batch
+from sft.row_report import RowReport, refuse_too_many
 
 FEATURES = Features(
     {
@@ -36,63 +34,6 @@ FEATURES = Features(
 
 ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
 
-ADVICE = {
-    "longer than max_length": "raise max_length, or set truncation_mode",
-    "control token in the text": "set control_tokens to escape",
-}
-
-
-@dataclass
-class RowReport:
-    """What became of the rows of one split."""
-
-    rows: int
-    skipped: dict[str, int]  # reason -> rows, the most frequent first
-    first: dict[str, str]  # reason -> the first such row, with the detail
-    shortened: int
-    lengths: np.ndarray  # of shape (rows used,), in tokens
-    trained: np.ndarray  # likewise, the tokens with a label
-
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
-    @property
-    def trained_tokens(self) -> int:
-        return int(self.trained.sum())
-
-    @classmethod
-    def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "RowReport":
-        """The report of what `encode_rows` returned, or of the rows at these positions in it."""
-        rows = np.arange(len(encoded)) if rows is None else rows
-        used = np.intersect1d(rows, usable(encoded))
-        unused = encoded.select(np.setdiff1d(rows, used)).select_columns(["row", "reason"])
-        skipped, first = Counter(), {}
-        for batch in unused.iter(1000):
-            for row, reason in zip(batch["row"], batch["reason"], strict=True):
-                kind, _, detail = reason.partition(": ")
-                skipped[kind] += 1
-                first.setdefault(kind, f"row {row}: {detail}" if detail else f"row {row}")
-        return cls(
-            rows=len(rows),
-            skipped=dict(skipped.most_common()),
-            first=first,
-            shortened=int(column(encoded, "shortened")[used].sum()),
-            lengths=column(encoded, "length")[used],
-            trained=column(encoded, "trained")[used],
-        )
-
-
-def column(examples: Dataset, name: str) -> np.ndarray:
-    """A column of numbers, read at once and without the tokens: datasets gathers row by row."""
-    values = examples.data.column(name).to_numpy()
-    return values if examples._indices is None else values[examples._indices.column(0).to_numpy()]
-
-
-def usable(encoded: Dataset) -> np.ndarray:
-    """The positions of the rows that can be trained on."""
-    return np.flatnonzero(column(encoded, "length"))
-
 
 def make_examples(
     rows: dict[str, Dataset], tokenizer: Tokenizer, args: ProjectArguments
@@ -107,25 +48,20 @@ def make_examples(
     encoded = {split: encode_rows(these, tokenizer, args) for split, these in rows.items()}
     reports = {split: RowReport.of(these) for split, these in encoded.items()}
     for split, report in reports.items():
-        _refuse_too_many(split, report, args)
-    used = {split: usable(these) for split, these in encoded.items()}
-    if "evaluation" not in encoded and args.test_size and len(used["train"]) > 1:
-        held_out = _hold_out(used["train"], args.test_size)
+        refuse_too_many(split, report, args)
+    usable = reports["train"].used
+    if "evaluation" not in encoded and args.test_size and len(usable) > 1:
         encoded["evaluation"] = whole = encoded["train"]
+        count = min(max(1, round(args.test_size * len(usable))), len(usable) - 1)
+        # the same rows whenever the run is started again
+        held_out = np.sort(usable[random.Random(0).sample(range(len(usable)), count)])
         rest = np.setdiff1d(np.arange(len(whole)), held_out)
         reports = {"train": RowReport.of(whole, rest), "evaluation": RowReport.of(whole, held_out)}
-        used = {"train": np.setdiff1d(used["train"], held_out), "evaluation": held_out}
     examples = {
-        split: encoded[split].select(positions).select_columns(["input_ids", "labels", "length"])
-        for split, positions in used.items()
+        split: encoded[split].select(report.used).select_columns(["input_ids", "labels", "length"])
+        for split, report in reports.items()
     }
     return examples, reports
-
-
-def _hold_out(used: np.ndarray, test_size: float) -> np.ndarray:
-    """A share of the usable rows, the same ones whenever the run is started again."""
-    count = min(max(1, round(test_size * len(used))), len(used) - 1)
-    return np.sort(used[random.Random(0).sample(range(len(used)), count)])
 
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
@@ -147,10 +83,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
             _encode_batch,
             batched=True,
             with_indices=True,
-            fn_kwargs={
-                "encoder": Encoder(tokenizer, args.turns, args.control_tokens),
-                "args": args,
-            },
+            fn_kwargs={"tokenizer": tokenizer, "args": args},
             remove_columns=rows.column_names,
             features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
             desc="Tokenizing and masking",
@@ -162,18 +95,22 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
         gc.unfreeze()
 
 
-def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> pyarrow.Table:
-    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    conversations = [attempt(to_messages, row, args) for row in rows]
-    whole = of_sound(encoder.encode_batch, conversations)
-    fitted = [
-        attempt(encoder.fit, example, messages, args.max_length, args.truncation_mode)
-        for example, messages in zip(whole, conversations, strict=True)
-    ]
+def _encode_batch(
+    batch: dict[str, list], indices: list[int], tokenizer: Tokenizer, args: ProjectArguments
+) -> pyarrow.Table:
+    """The columns of `FEATURES` for a batch of rows; `indices` are their numbers from 0."""
+    conversations = []
+    for values in zip(*batch.values(), strict=True):
+        try:
+            conversations.append(to_messages(dict(zip(batch, values, strict=True)), args))
+        except ValueError as error:
+            conversations.append(error)
+    how = {"control_tokens": args.control_tokens, **mask_options(args)}
+    encoded = encode_batch(conversations, tokenizer, args.max_length, **how)
     examples = []
-    for index, before, example in zip(indices, whole, fitted, strict=True):
-        sound = not isinstance(example, ValueError)
-        ids, labels = (example["input_ids"], example["labels"]) if sound else ([], [])
+    for index, example in zip(indices, encoded, strict=True):
+        reason = str(example) if isinstance(example, ValueError) else ""
+        ids, labels = ([], []) if reason else (example["input_ids"], example["labels"])
         examples.append(
             {
                 "input_ids": ids,
@@ -181,43 +118,21 @@ def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> py
                 "length": len(ids),
                 "trained": len(labels) - labels.count(-100),
                 "row": index + 1,
-                "reason": "" if sound else str(example),
-                "shortened": sound and example is not before,
+                "reason": reason,
+                "shortened": not reason and example["shortened"],
             }
         )
     return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
 
 
-def _refuse_too_many(split: str, report: RowReport, args: ProjectArguments) -> None:
-    skipped = sum(report.skipped.values())
-    if skipped < report.rows and skipped <= args.max_skipped * report.rows:
-        return
-    share = f"more than max_skipped = {args.max_skipped:g}"
-    if skipped == report.rows:
-        share = "and none is left"
-    rows = f"{skipped:,} of {report.rows:,} {split} rows of {args.dataset!r}"
-    lines = [f"{rows} cannot be trained on, {share}:"]
-    for reason, count in report.skipped.items():
-        advice = f" -> {ADVICE[reason]}" if reason in ADVICE else ""
-        lines.append(f"  {count:,} {reason} ({report.first[reason]}){advice}")
-    raise SystemExit("\n".join([*lines, "python preview.py, with the same options, shows them."]))
-
-
 # what an example is made of, beside the keys of sft/format.py
-_SETTINGS = ("max_length", "turns", "truncation_mode", "control_tokens")
+_SETTINGS = ("max_length", "control_tokens")
 
 
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
-    modules = (
-        encoder,
-        conversation,
-        control_tokens,
-        end_of_turn,
-        tokens,
-        inspect.getmodule(to_messages),
-        sys.modules[__name__],
-    )
-    code = [inspect.getsource(module) for module in modules]
+    mask = Path(inspect.getfile(encode_batch)).parent.glob("*.py")
+    files = [*sorted(mask), inspect.getfile(to_messages), __file__]
+    code = [Path(file).read_text(encoding="utf-8") for file in files]
     code += [transformers.__version__, tokenizers.__version__]
     vocabulary = tokenizer.backend_tokenizer.to_str()
     template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it can name those

@@ -5,7 +5,7 @@ from itertools import pairwise
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask.encoder import encode
+from sft.mask import encode
 
 
 def stop_tokens(tokenizer: Tokenizer) -> list[int]:

@@ -19,7 +19,7 @@ from sft.rows import is_local
 SAMPLE = ROOT / "data" / "sample.jsonl"
 CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
 
-# multiples of 64, the block of 4-bit quantization
+# multiples of 64: quantized weights share a scale by blocks
 TINY = {
     "hidden_size": 64,
     "intermediate_size": 128,

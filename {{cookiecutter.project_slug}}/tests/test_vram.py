@@ -32,7 +32,10 @@ def test_parameters_and_trainable_parameters_are_exact(settings):
         if settings["lora_targets"] != "full":
             from peft import LoraConfig, get_peft_model
 
-            lora = LoraConfig(r=settings["r"], target_modules=settings["target_modules"])
+            from sft.adapter import layer_names
+
+            names = layer_names(model, settings["target_modules"])
+            lora = LoraConfig(r=settings["r"], target_modules=names)
             trainable, _ = get_peft_model(model, lora).get_nb_trainable_parameters()
     found = vram.estimate(SHAPE, settings)
     assert (found.parameters, found.trainable) == (parameters, trainable)

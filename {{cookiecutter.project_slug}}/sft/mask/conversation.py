@@ -1,12 +1,14 @@
-"""A conversation before it is masked: is it sound, how does it read, what can be left out of it."""
+"""A conversation: is it sound, and does the chat template write all of it."""
 
 import json
-import re
-from contextlib import suppress
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+from sft.mask.vocabulary import Settings, Span
+
+INSTRUCTIONS = ("system", "developer")
+ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 
 
 class MaskError(ValueError):
@@ -17,152 +19,128 @@ class MaskError(ValueError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
-def attempt(function, *args, **kwargs):
-    """What the function returns, or the ValueError it raises or is given: one row ends no batch."""
-    try:
-        return next((arg for arg in args if isinstance(arg, ValueError)), None) or function(
-            *args, **kwargs
-        )
-    except ValueError as error:
-        return error
+@dataclass
+class Row:
+    """A conversation on its way to labels: each step fills in fields."""
+
+    messages: list[dict]
+    error: ValueError | None = None  # why there is no mask
+    trained: list[int] = field(default_factory=list)  # positions of the replies to train on
+    text: str = ""  # as the chat template writes it
+    # both again, with the control tokens in the row's own words hidden; and where these are
+    safe_messages: list[dict] = field(default_factory=list)
+    safe_text: str = ""
+    forged: list[Span] = field(default_factory=list)
+    replies: list[Span] = field(default_factory=list)  # characters of each; later with its end
+    is_ended: bool = False  # whether the template itself ends the last reply
+    ids: list[int] = field(default_factory=list)
+    spans: list[Span] | None = None  # tokens of each reply
+    labels: list[int] = field(default_factory=list)
 
 
-def of_sound(function, results: list) -> list:
-    """What the function makes of those that are no ValueError, which stay where they are."""
-    made = iter(function([result for result in results if not isinstance(result, ValueError)]))
-    return [result if isinstance(result, ValueError) else next(made) for result in results]
-
-
-def check(messages: list[dict], turns: str) -> tuple[list[dict], list[int]]:
-    """The conversation through its last reply to train on, and the positions of all of these.
+def check(row: Row, settings: Settings) -> None:
+    """Cuts the conversation after its last reply, and says which replies are trained on.
 
     Raises:
         MaskError: a message without known role or text, a reply that calls tools, or no reply.
     """
-    for number, message in enumerate(messages, start=1):
+    for number, message in enumerate(row.messages, start=1):
         role, content = message.get("role"), message.get("content")
-        calls = role == "assistant" and message.get("tool_calls")
         if role not in ROLES:
             detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
             raise MaskError("unknown role", detail)
-        if not isinstance(content, str) and not calls:
+        if role == "assistant" and message.get("tool_calls"):
+            continue
+        if not isinstance(content, str):
             kind = "null" if content is None else type(content).__name__
             raise MaskError("content that is not text", f"message {number} holds {kind}")
-        if not (content or "").strip() and not calls:
+        if not content.strip():
             kind = "empty reply" if role == "assistant" else "empty message"
             raise MaskError(kind, f"message {number}")
-    replies = _replies(messages)
+    replies = weighted_replies(row.messages)
     if not replies:
         raise MaskError("no assistant turn to train on")
-    trained = replies if turns == "all" else replies[-1:]
-    for at in trained:
-        if messages[at].get("tool_calls"):
+    row.trained = replies if settings.turns == "all" else replies[-1:]
+    for at in row.trained:
+        if row.messages[at].get("tool_calls"):
             detail = f"message {at + 1}; only text is trained on"
             raise MaskError("a reply that calls tools", detail)
-        if not messages[at]["content"].rpartition("</think>")[2].strip():  # a thought is no reply
+        if not split_thought(row.messages[at])[1].strip():
             raise MaskError("empty reply", f"message {at + 1}")
-    return messages[: replies[-1] + 1], trained
+    row.messages = row.messages[: replies[-1] + 1]
 
 
-def _replies(messages: list[dict]) -> list[int]:
-    """The positions of those to learn; OpenAI's files mark what is only read by a weight of 0."""
-    learnt = (m["role"] == "assistant" and m.get("weight") != 0 for m in messages)
-    return [at for at, is_learnt in enumerate(learnt) if is_learnt]
+def weighted_replies(messages: list[dict]) -> list[int]:
+    """The positions of the replies, without those of weight 0: in OpenAI's files, only context."""
+    weighted = (m["role"] == "assistant" and m.get("weight") != 0 for m in messages)
+    return [at for at, is_weighted in enumerate(weighted) if is_weighted]
 
 
-def render(tokenizer: Tokenizer, messages: list[dict], **kwargs) -> str:
-    """The text that the chat template writes.
+def after_instructions(messages: list[dict]) -> int:
+    """The position of the first message that is no system or developer message."""
+    return next(at for at, message in enumerate(messages) if message["role"] not in INSTRUCTIONS)
+
+
+def split_thought(message: dict) -> tuple[str, str]:
+    """A reply's content through </think>, where templates split it, and its answer."""
+    thought, tag, answer = message["content"].rpartition("</think>")
+    return thought + tag, answer
+
+
+def mark(messages: list[dict], positions: list[int]) -> list[dict]:
+    """The messages with markers for what those at `positions` say, except for thoughts."""
+    marked = list(messages)
+    for at in positions:
+        thought = split_thought(marked[at])[0] if marked[at]["role"] == "assistant" else ""
+        marked[at] = {**marked[at], "content": thought + marker(at)}
+    return marked
+
+
+def marker(at: int) -> str:
+    """The marker of a message: its word joiners keep templates from trimming it."""
+    return f"\u2060{at}\u2060"
+
+
+def render(conversations: list[list[dict]], tokenizer: Tokenizer, **kwargs) -> list[str]:
+    """The texts that the chat template writes.
 
     Raises:
-        MaskError: the template refuses the conversation, in its own words.
+        MaskError: the template refuses one of them, in its own words.
     """
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        return tokenizer.apply_chat_template(conversations, tokenize=False, **kwargs)
     except Exception as error:  # templates raise what they like
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
 
 
-def render_each(
-    tokenizer: Tokenizer, conversations: list[list[dict]], **kwargs
-) -> list[str | MaskError]:
-    """What `render` makes of each conversation, or what it raises."""
-    if len(conversations) > 1:
-        with suppress(Exception):  # one that is refused ends the call: half of them, then
-            return tokenizer.apply_chat_template(conversations, tokenize=False, **kwargs)
-        half = len(conversations) // 2
-        parts = conversations[:half], conversations[half:]
-        return [text for part in parts for text in render_each(tokenizer, part, **kwargs)]
-    return [attempt(render, tokenizer, messages, **kwargs) for messages in conversations]
-
-
-def check_text(text: str, messages: list[dict], tokenizer: Tokenizer, mark: str) -> None:
-    """Templates pass over what they do not know, a system message for one.
-
-    Args:
-        text: what the template wrote.
-        mark: a text that no message holds.
+def render_text(row: Row, settings: Settings) -> None:
+    """Renders the conversation, and checks that each message is in it: templates drop some roles.
 
     Raises:
-        MaskError: what a message says is not in the text.
+        MaskError: the template refuses the conversation, or drops a message.
     """
-    for at, message in enumerate(messages):
-        if message["role"] == "assistant":
-            continue
-        others = [*messages[:at], *messages[at + 1 :]]
-        content, times = message["content"].strip(), text.count(message["content"].strip())
-        if times > 1 or any(content in (other["content"] or "") for other in others):
-            # it may stand there for another message
-            marked = {**message, "content": mark}
-            times = render(tokenizer, [*messages[:at], marked, *messages[at + 1 :]]).count(mark)
-        elif message["role"] == "tool":  # what tools answer is often written as JSON
-            spelt = (json.dumps(content, ensure_ascii=is_ascii)[1:-1] for is_ascii in (0, 1))
-            times = times or sum(map(text.count, spelt))
-        if not times:
-            detail = f"message {at + 1} (role {message['role']}) is not in what it writes"
-            raise MaskError("the chat template drops a message", detail)
+    (row.text,) = render([row.messages], settings.vocabulary.tokenizer)
+    contents = (message.get("content") for message in row.messages)
+    said = "\n".join(content for content in contents if isinstance(content, str))
+    others = [at for at, message in enumerate(row.messages) if message["role"] != "assistant"]
+    unclear, lost = [], []
+    for at in others:
+        words = row.messages[at]["content"].strip()
+        times = row.text.count(words)
+        if times > 1 or said.count(words) > 1:
+            unclear.append(at)  # the words may be there for another message
+        elif not times and not _is_json(row.messages[at], row.text):
+            lost.append(at)
+    if unclear:
+        (marked,) = render([mark(row.messages, unclear)], settings.vocabulary.tokenizer)
+        lost += [at for at in unclear if marker(at) not in marked]
+    if lost:
+        detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
+        raise MaskError("the chat template drops a message", detail)
 
 
-def thinking(message: dict) -> list[str]:
-    """What a reply thinks before it answers: at the start of its content, or beside it."""
-    thought = message["content"].rpartition("</think>")[0].rpartition("<think>")[2]
-    named = (key for key in message if re.search("think|thought|reason", key))
-    beside = [message[key] for key in named if isinstance(message[key], str)]
-    return [part.strip() for part in (thought, *beside)]
-
-
-def shorten(
-    messages: list[dict], excess: int, tokenizer: Tokenizer, truncation_mode: str
-) -> list[dict] | None:
-    """The conversation with something left out, or None where nothing more may be left out.
-
-    Whole messages go, or text of a prompt: what is left is rendered anew, so neither a reply nor
-    the template's frame is ever cut.
-
-    Args:
-        excess: tokens that are too many; the result may still be too long.
-        truncation_mode: "truncate_prompt" leaves out the oldest turns, then the start of the prompt
-            that is left; system messages stay. "keep_start" leaves out the newest turns. "drop"
-            leaves out nothing.
-    """
-    replies = _replies(messages)
-    messages = messages[: replies[-1] + 1]
-    if truncation_mode == "keep_start":
-        return messages[: replies[-2] + 1] if len(replies) > 1 else None
-    if truncation_mode == "truncate_prompt":
-        first = next(at for at, message in enumerate(messages) if message["role"] not in ROLES[:2])
-        for at in range(first + 1, len(messages)):
-            if messages[at]["role"] == "user":
-                return messages[:first] + messages[at:]
-        prompt = messages[first]
-        if prompt["role"] == "user" and (
-            text := _without_start(prompt["content"], excess, tokenizer)
-        ):
-            return [*messages[:first], {**prompt, "content": text}, *messages[first + 1 :]]
-    return None
-
-
-def _without_start(text: str, excess: int, tokenizer: Tokenizer) -> str:
-    """The text without its first `excess` tokens, and at least without its first character."""
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = [start for start, _ in offsets["offset_mapping"][excess:] if start > 0]
-    return text[starts[0] :].strip() if starts else ""
+def _is_json(message: dict, text: str) -> bool:
+    """Whether the text has what a tool answers as JSON, as many templates write it."""
+    words = message["content"].strip()
+    spelt = [json.dumps(words, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)]
+    return message["role"] == "tool" and any(one in text for one in spelt)

@@ -1,71 +1,99 @@
-"""Where a turn ends: the text behind a reply that the model has to write as well.
+"""Where a turn ends: the text after a reply that the model has to write as well.
 
-Mostly that is one control token, and it is the same behind every reply. But some templates end the
-last turn otherwise than the ones before, or not at all, or with words between control tokens; some
-write the next turn's header at once, which is not for the model to write.
+Mostly that is one control token, the same after every reply. But some templates end the last turn
+unlike the ones before, or not at all, or with words between control tokens; some write the next
+turn's header at once, which is not for the model to write.
 """
 
 import re
 from os.path import commonprefix
 
-from sft.mask.control_tokens import UNUSED, ControlTokens
-from sft.mask.conversation import MaskError, render
+from sft.mask.conversation import MaskError, Row, render
+from sft.mask.vocabulary import UNUSED, Settings, Vocabulary
 
 PROBE = {"role": "user", "content": UNUSED}
 
 
-def end_of_last(
-    messages: list[dict], text: str, start: int, end: int, control: ControlTokens
-) -> str:
-    """What ends the turn of the last reply, `text[start:end]`; "" if nothing does.
+def end_turns(row: Row, settings: Settings) -> None:
+    """Extends each reply by what ends its turn.
 
     Raises:
-        MaskError: the turn has no clear end.
+        MaskError: a turn has no clear end.
     """
-    closing, tail = control.closing(text, end), text[end:]
+    vocabulary = settings.vocabulary
+    *earlier, (start, end) = row.replies
+    last = _end_of_last(row, start, end, vocabulary)
+    row.is_ended = bool(last)
+    row.replies = [
+        (begin, stop + len(_end_of_earlier(row, at, stop, last, vocabulary)))
+        for at, (begin, stop) in zip(row.trained[:-1], earlier, strict=True)
+    ]
+    # where nothing ends the last reply, it ends with the text, white space included
+    row.replies.append((start, end + len(last) if last else len(row.text)))
+
+
+def _end_of_last(row: Row, start: int, end: int, vocabulary: Vocabulary) -> str:
+    """What ends the turn of the last reply, from character `start` to `end`; "" if nothing does."""
+    text, control = row.safe_text, vocabulary.control
+    closing, tail = _closing(text, end, vocabulary), text[end:]
     if not closing and tail.strip():
         raise MaskError("no end-of-turn token", "the chat template ends turns with plain text")
-    if not closing or control.is_eos(closing):
+    if not closing or _is_eos(closing, vocabulary):
         return closing
-    words = control.plain(tail)
-    header = any(text[:start].endswith(tail[m.start() :]) for m in control.any.finditer(tail))
+    words = _plain(tail, vocabulary)
+    header = any(text[:start].endswith(tail[m.start() :]) for m in control.finditer(tail))
     if not words and not header and tail.strip() == closing.strip():
         return closing
-    # what is the turn's own stands there even where another message follows
-    longer = render(control.tokenizer, [*messages, PROBE])
+    # what belongs to the turn is there even where another message follows
+    (longer,) = render([[*row.safe_messages, PROBE]], vocabulary.tokenizer)
     shared = len(commonprefix([tail, longer[end:]]))
-    shared = min([shared, *(m.start() for m in control.any.finditer(tail) if m.end() > shared)])
+    shared = min([shared, *(m.start() for m in control.finditer(tail) if m.end() > shared)])
     own = tail[:shared].rstrip()
     if longer.startswith(text[:end]) and not (words and header):
-        if not control.plain(own) and own.startswith(closing):
+        if not _plain(own, vocabulary) and own.startswith(closing):
             return closing if words or header else own
-        if control.plain(own) and re.search(f"(?:{control.any.pattern})$", own):
+        if _plain(own, vocabulary) and re.search(f"(?:{control.pattern})$", own):
             return own
-    raise MaskError("no clear end of turn", f"behind the last reply stands {tail[:40]!r}")
+    raise MaskError("no clear end of turn", f"{tail[:40]!r} follows the last reply")
 
 
-def end_of_earlier(following: dict, text: str, end: int, last: str, control: ControlTokens) -> str:
-    """What ends the turn of an earlier reply: what ends the last one or a user's turn, or EOS.
+def _end_of_earlier(row: Row, at: int, end: int, last: str, vocabulary: Vocabulary) -> str:
+    """What ends the turn of the reply `row.messages[at]`, which ends at character `end`.
 
-    Args:
-        following: the next message.
-        end: where the reply ends in `text`.
-        last: what ends the last reply.
-
-    Raises:
-        MaskError: something else stands there, and it is no user's header.
+    That is what ends the last reply or a user's turn, or EOS.
     """
+    text, following = row.safe_text, row.safe_messages[at + 1]
     if last and text.startswith(last, end):
         return last
-    closing = control.closing(text, end)
-    if control.is_eos(closing) or not closing and following["role"] != "user":
+    closing = _closing(text, end, vocabulary)
+    if _is_eos(closing, vocabulary) or not closing and following["role"] != "user":
         return closing
-    header, _, users = render(control.tokenizer, [PROBE]).partition(UNUSED)
+    header, _, users = render([[PROBE]], vocabulary.tokenizer)[0].partition(UNUSED)
     if closing and any(
-        known.startswith(closing) and not control.plain(known) for known in (last, users)
+        known.startswith(closing) and not _plain(known, vocabulary) for known in (last, users)
     ):
         return closing
     between = text[end : text.find(following["content"].strip(), end)].lstrip()
     if following["role"] == "user" and header.endswith(between):
         return ""  # a header is not for the model to write
     raise MaskError("no clear end of turn", f"{between[:40]!r} follows an earlier reply")
+
+
+def _closing(text: str, end: int, vocabulary: Vocabulary) -> str:
+    """The first control token after `end`, or through EOS if control tokens lead up to it.
+
+    "" where plain text or nothing follows.
+    """
+    run = vocabulary.control_run.match(text, end)
+    if run and vocabulary.eos and vocabulary.eos in run[0]:
+        return run[0][: run[0].index(vocabulary.eos) + len(vocabulary.eos)]
+    return run[1] if run else ""
+
+
+def _is_eos(closing: str, vocabulary: Vocabulary) -> bool:
+    return vocabulary.eos is not None and closing.endswith(vocabulary.eos)
+
+
+def _plain(text: str, vocabulary: Vocabulary) -> str:
+    """The words between the control tokens of a text."""
+    return vocabulary.control.sub("", text).strip()

@@ -1,92 +1,115 @@
-"""Texts to tokens, and which of the tokens a span of the text became.
+"""Text to tokens, and which of them a span of the text became.
 
-A tokenizer can say which characters each token stands for, but that takes a quarter of its time.
-Most are byte-level: their tokens, end to end, are the bytes of the text, so that the widths of the
-tokens say the same. Where these do not lead to just the borders of a span, the tokenizer is asked.
+A tokenizer can say which characters each token is for, but that takes a quarter of its time. Most
+are byte-level: their tokens, end to end, are the bytes of the text, so that the widths of the
+tokens say the same. Where these do not lead to just the borders of a span, we use its offsets.
 """
 
-import json
 from bisect import bisect_left, bisect_right
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
-from transformers import PreTrainedTokenizerBase as Tokenizer
-
-from sft.mask.control_tokens import ControlTokens, Span
-
-
-class Tokens:
-    """Tokenizes texts whose spans are of interest."""
-
-    def __init__(self, tokenizer: Tokenizer, control: ControlTokens):
-        self.tokenizer, self.control = tokenizer, control
-        self.backend = tokenizer.backend_tokenizer
-        self.widths = _widths(tokenizer)
-
-    def encode_batch(
-        self, texts: list[str], spans: list[list[Span]]
-    ) -> list[tuple[list[int], list[Span]]]:
-        """For each text its ids, and for each of its spans (first token, end)."""
-        self.tokenizer("", add_special_tokens=False)  # sets its backend to neither cut nor pad
-        told = [self._tells_by_width(text) for text in texts]
-        quick = iter(
-            self.backend.encode_batch_fast(
-                [text for text, is_told in zip(texts, told, strict=True) if is_told],
-                add_special_tokens=False,
-            )
-        )
-        results = []
-        for text, of_it, is_told in zip(texts, spans, told, strict=True):
-            ids = next(quick).ids if is_told else []
-            results.append((ids, self._by_width(text, ids, of_it) if is_told else None))
-        asked = [number for number, (_, found) in enumerate(results) if found is None]
-        encodings = self.backend.encode_batch(
-            [texts[number] for number in asked], add_special_tokens=False
-        )
-        for number, encoding in zip(asked, encodings, strict=True):
-            found = self.by_offset(encoding.ids, encoding.token_to_chars, spans[number])
-            results[number] = encoding.ids, found
-        return results
-
-    def _tells_by_width(self, text: str) -> bool:
-        """Whether the tokens are bytes, and of this text: a normalizer may rewrite others."""
-        return self.widths is not None and (text.isascii() or self.backend.normalizer is None)
-
-    def _by_width(self, text: str, ids: list[int], spans: list[Span]) -> list[Span] | None:
-        """The tokens of each span; None where a border is none between tokens."""
-        is_ascii = text.isascii()
-        ends = [0, *accumulate(map(self.widths.__getitem__, ids))]  # in bytes
-        borders = [at if is_ascii else len(text[:at].encode()) for span in spans for at in span]
-        if ends[-1] != len(text.encode()):
-            return None
-        tokens = [bisect_left(ends, border) for border in borders]  # that begin there
-        if [ends[token] for token in tokens] != borders:
-            return None
-        return list(zip(tokens[::2], tokens[1::2], strict=True))
-
-    def by_offset(self, ids: list[int], place, spans: list[Span]) -> list[Span]:
-        """The tokens of each span; `place` has the (first character, end) of a token.
-
-        A token across the border belongs to the span, unless it is a control token.
-        """
-        found = []
-        for start, stop in spans:
-            first = bisect_right(range(len(ids)), start, key=lambda token: place(token)[1])
-            end = bisect_left(range(len(ids)), stop, key=lambda token: place(token)[0])
-            if first < end and place(first)[0] < start and ids[first] in self.control.ids:
-                first += 1
-            found.append((first, end))
-        return found
+from sft.mask.conversation import MaskError, Row
+from sft.mask.vocabulary import Settings, Span, Vocabulary
 
 
-def _widths(tokenizer: Tokenizer) -> list[int] | None:
-    """The bytes of each token by its id; None if the tokenizer is not byte-level."""
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
-    if not decoder or decoder["type"] != "ByteLevel":
+def tokenize(rows: list[Row], settings: Settings) -> None:
+    """Tokenizes the texts, and finds the tokens of each reply."""
+    vocabulary = settings.vocabulary
+    vocabulary.tokenizer("", add_special_tokens=False)  # sets its backend to neither cut nor pad
+    backend = vocabulary.tokenizer.backend_tokenizer
+    # tokens are bytes of this very text unless a normalizer rewrites it
+    is_plain = vocabulary.widths is not None and backend.normalizer is None
+    quick = [r for r in rows if is_plain or vocabulary.widths is not None and r.text.isascii()]
+    texts = [row.text for row in quick]
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    for row, encoding in zip(quick, encodings, strict=True):
+        row.ids = encoding.ids
+        row.spans = _by_width(row, vocabulary.widths)
+    rest = [row for row in rows if row.spans is None]
+    encodings = backend.encode_batch([row.text for row in rest], add_special_tokens=False)
+    for row, encoding in zip(rest, encodings, strict=True):
+        row.ids = encoding.ids
+        row.spans = _by_offset(row, encoding.token_to_chars, vocabulary)
+
+
+def _by_width(row: Row, widths: list[int]) -> list[Span] | None:
+    """The tokens of each reply; None where a border is none between tokens."""
+    ends = [0, *accumulate(map(widths.__getitem__, row.ids))]  # in bytes
+    borders = [0, *(border for span in row.replies for border in span), len(row.text)]
+    if not row.text.isascii():
+        pieces = [len(row.text[start:stop].encode()) for start, stop in pairwise(borders)]
+        borders = [0, *accumulate(pieces)]
+    tokens = [bisect_left(ends, border) for border in borders]  # that begin there
+    if borders[-1] != ends[-1] or [ends[token] for token in tokens] != borders:
         return None
-    vocabulary = tokenizer.get_vocab()
-    widths = [0] * (max(vocabulary.values()) + 1)
-    for token, number in vocabulary.items():
-        widths[number] = len(token)  # it is spelt with one character a byte
-    for number, token in tokenizer.added_tokens_decoder.items():
-        widths[number] = len(token.content.encode())
-    return widths
+    return list(zip(tokens[1:-1:2], tokens[2:-1:2], strict=True))
+
+
+def _by_offset(row: Row, place, vocabulary: Vocabulary) -> list[Span]:
+    """The tokens of each reply; `place` has the (first character, end) of a token.
+
+    A token across the border belongs to the reply, unless it is a control token.
+    """
+    found, numbers = [], range(len(row.ids))
+    for start, stop in row.replies:
+        first = bisect_right(numbers, start, key=lambda token: place(token)[1])
+        end = bisect_left(numbers, stop, key=lambda token: place(token)[0])
+        if first < end and place(first)[0] < start and row.ids[first] in vocabulary.control_ids:
+            first += 1
+        found.append((first, end))
+    return found
+
+
+def label(row: Row, settings: Settings) -> None:
+    """Labels the tokens of the replies.
+
+    Raises:
+        MaskError: no token says that the last reply ends.
+    """
+    vocabulary = settings.vocabulary
+    if row.forged:
+        row.ids, offsets = _tokenize_escaped(row, vocabulary)
+        row.spans = _by_offset(row, offsets.__getitem__, vocabulary)
+    row.labels = [-100] * len(row.ids)
+    for first, end in row.spans:
+        row.labels[first:end] = row.ids[first:end]
+    if not row.is_ended:  # the model would never learn to stop
+        if vocabulary.eos is None:
+            raise MaskError("no end-of-turn token", "neither template nor tokenizer has one")
+        row.ids.append(vocabulary.eos_id)
+        row.labels.append(vocabulary.eos_id)
+    if next(token for token in reversed(row.labels) if token != -100) not in vocabulary.control_ids:
+        raise MaskError("no end-of-turn token", "the tokenizer takes it for plain text")
+
+
+def _tokenize_escaped(row: Row, vocabulary: Vocabulary) -> tuple[list[int], list[Span]]:
+    """Ids and offsets of the text, with what is forged spelled out in ordinary tokens.
+
+    Raises:
+        MaskError: the tokenizer has no ordinary tokens for it.
+    """
+
+    def tokens(text: str, is_forged: bool) -> tuple[list[int], list[Span]]:
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        encoded = vocabulary.tokenizer(text, split_special_tokens=is_forged, **options)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    newline = tokens("\n", False)[0]
+    skip = len(newline)
+    all_ids, all_offsets = [], []
+    borders = [0, *(border for span in row.forged for border in span), len(row.text)]
+    for number, (start, stop) in enumerate(pairwise(borders)):
+        text, is_forged = row.text[start:stop], number % 2 == 1
+        # at a text's start some tokenizers put a space, but not after a newline
+        ids, offsets = tokens("\n" + text, is_forged)
+        if start > 0 and ids[:skip] == newline:
+            ids, offsets = ids[skip:], [(left - 1, right - 1) for left, right in offsets[skip:]]
+        else:
+            ids, offsets = tokens(text, is_forged)
+        is_spelt = vocabulary.control_ids.isdisjoint(ids)
+        if is_forged and not (is_spelt and vocabulary.tokenizer.decode(ids) == text):
+            detail = f"the tokenizer cannot spell out {text!r}"
+            raise MaskError("control token in the text", detail)
+        all_ids += ids
+        all_offsets += [(start + left, start + right) for left, right in offsets]
+    return all_ids, all_offsets

@@ -1,0 +1,3 @@
+"""What is trained: LoRA on all linear layers of each block."""
+
+{% include "lora.py" -%}

@@ -1,0 +1,3 @@
+"""What is trained: LoRA on the attention layers of each block."""
+
+{% include "lora.py" -%}

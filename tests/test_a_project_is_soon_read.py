@@ -1,0 +1,49 @@
+"""A project is read in the time that README.md says, and within the limits of bench/reading.py."""
+
+import sys
+
+import pytest
+
+from conftest import TEMPLATE
+
+sys.path.insert(0, str(TEMPLATE / "bench"))
+import reading  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    return bake_once.project(project_slug="my-sft")
+
+
+def test_the_readme_has_the_figures_that_are_measured(project):
+    claim = reading.claim(reading.path_of_a_row(project), reading.all_python(project))
+    assert claim in reading.README.read_text(encoding="utf-8"), "make reading writes them"
+
+
+CODE = '''"""Two words."""
+
+x = """no
+docstring"""  # one
+
+
+def f():
+    """Three more words."""
+    return (
+        1
+    )
+'''
+
+
+def test_what_is_counted_is_what_is_read(tmp_path):
+    (tmp_path / "a.py").write_text(CODE)
+    assert reading.read(tmp_path / "a.py") == reading.Reading(lines=11, code=6, words=6)
+    (tmp_path / "a.yaml").write_text("# a comment\nkey: 1  # of two\n\nother: '#'\n")
+    assert reading.read(tmp_path / "a.yaml") == reading.Reading(lines=4, code=2, words=4)
+    (tmp_path / "a.md").write_text("| one | 1,234 | **two** |\n|---|---|---|\n")
+    assert reading.read(tmp_path / "a.md") == reading.Reading(lines=2, code=0, words=2)
+
+
+def test_it_stays_within_the_limits(project):
+    path, python = reading.path_of_a_row(project), reading.all_python(project)
+    assert reading.total(path).minutes <= reading.LIMIT_MINUTES
+    assert reading.total(python).lines <= reading.LIMIT_LINES
