@@ -12,7 +12,7 @@ from sft.model import stop_tokens
 
 @pytest.fixture(scope="module")
 def encoded(args, rows, tokenizer):
-    """(messages, example) of each of the first rows that is not set aside."""
+    """(messages, example) of each of the first rows that can be trained on."""
     pairs = []
     for row in rows:
         with suppress(ValueError):
@@ -60,16 +60,16 @@ def test_a_conversation_that_is_too_long_is_refused_not_cut(encoded, tokenizer):
         encode(messages, tokenizer, max_length=len(example["input_ids"]) - 1)
 
 
-def test_a_prompt_is_cut_where_that_is_asked_for_and_the_reply_is_not(args, encoded, tokenizer):
+def test_a_prompt_is_cut_where_config_says_so_and_the_reply_is_not(args, encoded, tokenizer):
     messages, example = max(encoded, key=lambda pair: len(pair[1]["input_ids"]))
     limit = len(example["input_ids"]) - 1
     shortened = encode(messages, tokenizer, limit, args.turns, "truncate_prompt")
     assert len(shortened["input_ids"]) <= limit
-    learnt, before = (
+    left, before = (
         [label for label in labels if label != -100]
         for labels in (shortened["labels"], example["labels"])
     )
-    assert learnt == before[-len(learnt) :]
+    assert left == before[-len(left) :]
 
 
 def test_a_control_token_in_the_text_is_refused_or_spelled_out(encoded, tokenizer, monkeypatch):
