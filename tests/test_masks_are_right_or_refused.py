@@ -1,10 +1,11 @@
-"""The loss mask on chat templates of every shape: right to the token, or refused with a reason."""
+"""What cannot be masked right is refused with a reason, and any text in any template is either."""
 
 import json
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from masks import CHATML, CONTROL, THINKING, THOUGHT, TWO_TURNS, chat, with_options
 
 from conftest import in_project
 
@@ -14,6 +15,7 @@ def project(bake_once):
     return bake_once.project(project_slug="masks", dataset_format="messages")
 
 
+<<<<<<< HEAD
 def tokenizer_with(template: str, control: list[str], eos: str | None):
     from sft.twin import build_tokenizer
 
@@ -280,6 +282,8 @@ def test_a_thought_that_is_none_is_no_thought(project):
     assert in_project(project, with_options, CHATML, messages, {}) == ["Me<|im_end|>"]
 
 
+=======
+>>>>>>> mask
 RAISES = "{{ raise_exception('No system role, please') if m.role == 'system' }}"
 REFUSALS = {
     "empty reply": (CHATML, chat("user: Hi", "assistant:  \n"), "empty reply: message 2"),
@@ -445,6 +449,7 @@ def test_what_cannot_be_masked_is_refused_with_the_message_and_the_cause(project
     assert sentence in said and "\n" not in said
 
 
+<<<<<<< HEAD
 def test_what_tools_answer_may_be_written_as_json(project):
     template = CHATML.replace("m.content", "m.content | tojson if m.role == 'tool' else m.content")
     messages = chat("user: Hi", "assistant: a", 'tool: {"it": "é"}', "assistant: Me")
@@ -702,6 +707,8 @@ def test_the_start_is_kept_up_to_a_reply_that_ends(project):
     assert "longer than max_length" in said
 
 
+=======
+>>>>>>> mask
 # ------------------------------------------------------------- any text in templates of any shape
 
 HEADS = ["<|start|>{role}\n", "<|{role}|>", "### {role}:\n", "{role}: ", "[{role}]"]

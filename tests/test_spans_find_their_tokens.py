@@ -18,17 +18,21 @@ def both_ways(normalizer: str | None) -> dict:
     """How often widths told, of many random spans in random texts, once both said the same."""
     from tokenizers import normalizers
 
-    from sft.mask.control_tokens import ControlTokens
-    from sft.mask.tokens import Tokens
+    from sft import mask
     from sft.twin import build_tokenizer
 
     tokenizer = build_tokenizer()
     if normalizer:
         tokenizer.backend_tokenizer.normalizer = getattr(normalizers, normalizer)()
-    quick = Tokens(tokenizer, ControlTokens(tokenizer))
-    careful = Tokens(tokenizer, ControlTokens(tokenizer))
+    quick, careful = mask.Vocabulary(tokenizer), mask.Vocabulary(tokenizer)
     assert quick.widths is not None
     careful.widths = None
+
+    def tokens_of(text: str, span: tuple, vocabulary) -> tuple:
+        row = mask.Row([], text=text, replies=[span])
+        mask.tokenize([row], mask.Settings(vocabulary, "all", "refuse"))
+        return row.ids, row.spans
+
     seen = {"spans": 0, "by width": 0}
 
     @settings(max_examples=300, deadline=None, database=None)
@@ -38,10 +42,11 @@ def both_ways(normalizer: str | None) -> dict:
         span = tuple(sorted((data.draw(at), data.draw(at))))
         if span[0] == span[1]:
             return
-        assert quick.encode_batch([text], [[span]]) == careful.encode_batch([text], [[span]])
+        assert tokens_of(text, span, quick) == tokens_of(text, span, careful)
         seen["spans"] += 1
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        seen["by width"] += quick._by_width(text, ids, [span]) is not None
+        row = mask.Row([], text=text, replies=[span], ids=ids)
+        seen["by width"] += mask.tokens._by_width(row, quick.widths) is not None
 
     compare()
     return seen
@@ -57,11 +62,11 @@ def other_tokenizers() -> bool:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from sft.mask.tokens import _widths
+    from sft import mask
 
     words = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    return _widths(PreTrainedTokenizerFast(tokenizer_object=words)) is None
+    return mask.vocabulary._widths(PreTrainedTokenizerFast(tokenizer_object=words)) is None
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_asked(project):

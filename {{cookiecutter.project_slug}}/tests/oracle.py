@@ -1,6 +1,6 @@
-"""What should be trained on, found in another way than sft/mask/encoder.py finds it.
+"""What should be trained on, found in another way than sft/mask finds it.
 
-All that the messages say is swapped for sentinels at once. Between the sentinels stands the
+All that the messages say is swapped for sentinels at once. Between the sentinels is the
 template's own text; with the real words put back in it has to be the real rendering, and every
 character of that is known to be somebody's.
 """

@@ -5,30 +5,25 @@ from contextlib import suppress
 import pytest
 from oracle import judge
 
-from sft.format import mask_options, to_messages
+from sft.format import to_messages
 from sft.mask import MaskError, encode, encode_batch
-from sft.stop_tokens import stop_tokens
+from sft.model import stop_tokens
 
 
 @pytest.fixture(scope="module")
-def turns(args):
-    return mask_options(args).get("turns", "all")
-
-
-@pytest.fixture(scope="module")
-def encoded(args, turns, rows, tokenizer):
-    """(messages, example) of each of the first rows that is not set aside."""
+def encoded(args, rows, tokenizer):
+    """(messages, example) of each of the first rows that can be trained on."""
     pairs = []
     for row in rows:
         with suppress(ValueError):
             messages = to_messages(row, args)
-            pairs.append((messages, encode(messages, tokenizer, turns=turns)))
+            pairs.append((messages, encode(messages, tokenizer, turns=args.turns)))
     assert pairs, "none of the first rows can be trained on: python preview.py says why"
     return pairs
 
 
-def test_the_mask_covers_the_replies_and_nothing_else(turns, encoded, tokenizer):
-    verdicts = [judge(messages, example, tokenizer, turns) for messages, example in encoded]
+def test_the_mask_covers_the_replies_and_nothing_else(args, encoded, tokenizer):
+    verdicts = [judge(messages, example, tokenizer, args.turns) for messages, example in encoded]
     assert "" in verdicts, "the oracle can tell of none of these rows"
     assert not any(verdicts), next(filter(None, verdicts))
 
@@ -39,7 +34,7 @@ def test_each_reply_is_taught_to_end(args, encoded, tokenizer):
         assert [label for label in example["labels"] if label != -100][-1] in stop
 
 
-def test_the_oracle_sees_a_spoiled_mask(turns, encoded, tokenizer):
+def test_the_oracle_sees_a_spoiled_mask(args, encoded, tokenizer):
     messages, example = encoded[0]
     ids, labels = example["input_ids"], example["labels"]
     control = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
@@ -50,12 +45,12 @@ def test_the_oracle_sees_a_spoiled_mask(turns, encoded, tokenizer):
         "the end missing": [-100 if label in control else label for label in labels],
     }
     for name, spoiled in spoils.items():
-        assert judge(messages, {**example, "labels": spoiled}, tokenizer, turns), name
+        assert judge(messages, {**example, "labels": spoiled}, tokenizer, args.turns), name
 
 
-def test_a_batch_is_encoded_like_its_rows(args, turns, encoded, tokenizer):
+def test_a_batch_is_encoded_like_its_rows(args, encoded, tokenizer):
     conversations = [messages for messages, _ in encoded]
-    batch = encode_batch(conversations, tokenizer, None, turns)
+    batch = encode_batch(conversations, tokenizer, None, args.turns)
     assert batch == [example for _, example in encoded]
 
 
@@ -65,16 +60,16 @@ def test_a_conversation_that_is_too_long_is_refused_not_cut(encoded, tokenizer):
         encode(messages, tokenizer, max_length=len(example["input_ids"]) - 1)
 
 
-def test_a_prompt_is_cut_where_that_is_asked_for_and_the_reply_is_not(turns, encoded, tokenizer):
+def test_a_prompt_is_cut_where_config_says_so_and_the_reply_is_not(args, encoded, tokenizer):
     messages, example = max(encoded, key=lambda pair: len(pair[1]["input_ids"]))
     limit = len(example["input_ids"]) - 1
-    shortened = encode(messages, tokenizer, limit, turns, "truncate_prompt")
+    shortened = encode(messages, tokenizer, limit, args.turns, "truncate_prompt")
     assert len(shortened["input_ids"]) <= limit
-    learnt, before = (
+    left, before = (
         [label for label in labels if label != -100]
         for labels in (shortened["labels"], example["labels"])
     )
-    assert learnt == before[-len(learnt) :]
+    assert left == before[-len(left) :]
 
 
 def test_a_control_token_in_the_text_is_refused_or_spelled_out(encoded, tokenizer, monkeypatch):

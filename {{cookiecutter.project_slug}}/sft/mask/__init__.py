@@ -17,9 +17,9 @@ from functools import lru_cache, partial
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.mask.control_tokens import hide_forged
-from sft.mask.conversation import MaskError, Row, check, render_text
+from sft.mask.conversation import MaskError, Row, check
 from sft.mask.end_of_turn import end_turns
-from sft.mask.replies import locate
+from sft.mask.rendering import locate, render_text
 from sft.mask.shorten import shorten
 from sft.mask.tokens import label, tokenize
 from sft.mask.vocabulary import Settings, Vocabulary

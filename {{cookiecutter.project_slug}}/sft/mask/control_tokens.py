@@ -2,7 +2,8 @@
 
 import re
 
-from sft.mask.conversation import MaskError, Row, render
+from sft.mask.conversation import MaskError, Row
+from sft.mask.rendering import render
 from sft.mask.vocabulary import UNUSED, Settings
 
 
@@ -19,8 +20,9 @@ def hide_forged(row: Row, settings: Settings) -> None:
     def hidden(words):
         """Texts, also those inside lists and mappings, without control tokens."""
         if isinstance(words, str):
-            found.extend(special.findall(words))
-            return special.sub(lambda token: UNUSED * len(token[0]), words)
+            names = special.findall(words)
+            found.extend(names)
+            return special.sub(lambda name: UNUSED * len(name[0]), words) if names else words
         if isinstance(words, dict):
             return {key: hidden(value) for key, value in words.items()}
         return [hidden(value) for value in words] if isinstance(words, list) else words

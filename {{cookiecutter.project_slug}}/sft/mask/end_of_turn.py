@@ -8,7 +8,8 @@ turn's header at once, which is not for the model to write.
 import re
 from os.path import commonprefix
 
-from sft.mask.conversation import MaskError, Row, render
+from sft.mask.conversation import MaskError, Row
+from sft.mask.rendering import render
 from sft.mask.vocabulary import UNUSED, Settings, Vocabulary
 
 PROBE = {"role": "user", "content": UNUSED}

@@ -1,24 +1,64 @@
-"""Where the replies are in the text that the chat template writes.
+"""The text that the chat template writes: does it hold every message, and where are the replies.
 
 A reply begins where the generation prompt ends, which inference supplies. What it does not supply
 is trained on, such as the empty thought that a template writes before an answer without one.
 """
 
+import json
 import re
 
-from sft.mask.conversation import (
-    MaskError,
-    Row,
-    after_instructions,
-    mark,
-    marker,
-    render,
-    split_thought,
-)
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sft.mask.conversation import MaskError, Row, after_instructions
 from sft.mask.vocabulary import Settings
 
 MARKER = re.compile("\u2060\\d+\u2060")
 SPACES = re.compile(r"\s*")
+
+
+def render(conversations: list[list[dict]], tokenizer: Tokenizer, **kwargs) -> list[str]:
+    """The texts that the chat template writes.
+
+    Raises:
+        MaskError: the template refuses one of them, in its own words.
+    """
+    try:
+        return tokenizer.apply_chat_template(conversations, tokenize=False, **kwargs)
+    except Exception as error:  # templates raise what they like
+        raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
+
+
+def render_text(row: Row, settings: Settings) -> None:
+    """Renders the conversation, and checks that each message is in it: templates drop some roles.
+
+    Raises:
+        MaskError: the template refuses the conversation, or drops a message.
+    """
+    (row.text,) = render([row.messages], settings.vocabulary.tokenizer)
+    contents = (message.get("content") for message in row.messages)
+    said = "\n".join(content for content in contents if isinstance(content, str))
+    others = [at for at, message in enumerate(row.messages) if message["role"] != "assistant"]
+    unclear, lost = [], []
+    for at in others:
+        words = row.messages[at]["content"].strip()
+        times = row.text.count(words)
+        if times > 1 or said.count(words) > 1:
+            unclear.append(at)  # the words may be there for another message
+        elif not times and not _is_json(row.messages[at], row.text):
+            lost.append(at)
+    if unclear:
+        (marked,) = render([mark(row.messages, unclear)], settings.vocabulary.tokenizer)
+        lost += [at for at in unclear if marker(at) not in marked]
+    if lost:
+        detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
+        raise MaskError("the chat template drops a message", detail)
+
+
+def _is_json(message: dict, text: str) -> bool:
+    """Whether the text has what a tool answers as JSON, as many templates write it."""
+    words = message["content"].strip()
+    spelt = [json.dumps(words, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)]
+    return message["role"] == "tool" and any(one in text for one in spelt)
 
 
 def locate(row: Row, settings: Settings) -> None:
@@ -33,7 +73,8 @@ def locate(row: Row, settings: Settings) -> None:
         for number, at in enumerate(row.trained)
         if at and messages[at - 1]["role"] != "assistant"
     ]
-    befores = [_before(row, number) for number, _ in prompted]
+    first = after_instructions(messages)
+    befores = [_before(row, number, first) for number, _ in prompted]
     texts = render(befores, tokenizer, add_generation_prompt=True) if befores else []
     prompts = {at: MARKER.split(text)[-1] for (_, at), text in zip(prompted, texts, strict=True)}
     if len(row.trained) > 1 or not prompts or not _follows(row, texts[0]):
@@ -41,18 +82,18 @@ def locate(row: Row, settings: Settings) -> None:
         _compare(row, marked, prompts)
 
 
-def _before(row: Row, number: int) -> list[dict]:
-    """The messages before a reply, with the reply before that marked.
+def _before(row: Row, number: int, first: int) -> list[dict]:
+    """The messages before a reply, with the reply before that one marked.
 
-    What was said before the user asked for that one is left out: to render all that precedes each
-    of many replies takes too long.
+    Of what precedes that one only the instructions stay, `messages[:first]`, and the user's turn:
+    to render everything before each of many replies takes too long.
     """
     messages, at = row.safe_messages, row.trained[number]
     if number == 0:
         return messages[:at]
-    first, last = after_instructions(messages), row.trained[number - 1]
+    last = row.trained[number - 1]
     start = next((i for i in range(last, first, -1) if messages[i]["role"] == "user"), first)
-    return messages[:first] + mark(messages[: last + 1], [last])[start:] + messages[last + 1 : at]
+    return messages[:first] + mark(messages[start:at], [last - start])
 
 
 def _follows(row: Row, prompt: str) -> bool:
@@ -83,7 +124,7 @@ def _compare(row: Row, marked: str, prompts: dict[int, str]) -> None:
     for at, before, after in zip(row.trained, literals, literals[1:], strict=False):
         if not text.startswith(before, border):
             raise _unlocated(at)
-        answer = split_thought(row.safe_messages[at])[1].strip()
+        answer = row.safe_messages[at]["content"].rpartition("</think>")[2].strip()
         first = SPACES.match(text, border + len(before)).end()
         if not text.startswith(answer, first):
             detail = f"message {at + 1}: {answer[:40]!r}"
@@ -107,21 +148,36 @@ def _start(row: Row, at: int, border: int, before: str, end: int, prompt: str) -
     `before` is what the template writes from `border`, the end of the reply before, to the answer.
     """
     message, text = row.safe_messages[at], row.safe_text
-    content, (thought, answer) = message["content"].strip(), split_thought(message)
+    content = message["content"].strip()
+    thought, tag, answer = content.rpartition("</think>")
     start, fits = border + len(before), True
     if prompt and before.startswith(prompt):
         start = border + len(prompt)
-    elif thought:  # it has to be trained on as it is
+    elif tag:  # the thought has to be trained on as it is
         start = len(text[:end].rstrip()) - len(content)
         ahead = start - border
         is_supplied = len(prompt) > ahead and before.startswith(prompt[: ahead + 1])
         fits = ahead >= 0 and text.startswith(content, start) and not is_supplied
-    is_plain = thought.lstrip().startswith("<think>") and content.count("think>") == 2
-    fits &= not thought or is_plain or content in text[start:end]
-    written = text[start:end].rstrip().removesuffix(answer.strip())
-    thoughts = [thought.removesuffix("</think>").rpartition("<think>")[2]]
+    is_plain = thought.startswith("<think>") and content.count("think>") == 2
+    fits &= not tag or is_plain or content in text[start:end]
+    written = text[start:end].rstrip().removesuffix(answer.lstrip())
+    thoughts = [thought.rpartition("<think>")[2]]
     thoughts += [message[key] for key in message if re.search("think|thought|reason", key)]
     if not fits or any(isinstance(t, str) and t.strip() not in written for t in thoughts):
         detail = f"message {at + 1}, or does not prompt for it"
         raise MaskError("the chat template drops the thinking", detail)
     return start
+
+
+def mark(messages: list[dict], positions: list[int]) -> list[dict]:
+    """The messages with markers for what those at `positions` say, except for thoughts."""
+    marked = list(messages)
+    for at in positions:
+        thought, tag, _ = marked[at]["content"].rpartition("</think>")  # where templates split it
+        marked[at] = {**marked[at], "content": thought + tag + marker(at)}
+    return marked
+
+
+def marker(at: int) -> str:
+    """The marker of a message: its word joiners keep templates from trimming it."""
+    return f"\u2060{at}\u2060"

@@ -1,0 +1,228 @@
+"""The mask on chat templates of every shape: each reply and its end, to the token."""
+
+import pytest
+from masks import (
+    CHATML,
+    CONTROL,
+    FAMILIES,
+    THINKING,
+    THOUGHT,
+    TWO_TURNS,
+    chat,
+    tokenizer_with,
+    trained,
+    with_options,
+)
+
+from conftest import in_project
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    return bake_once.project(project_slug="masks", dataset_format="messages")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_reply_and_its_end_is_trained_on_and_nothing_else(project, name):
+    template, expected = FAMILIES[name]
+    assert in_project(project, trained, template, CONTROL, "</s>", TWO_TURNS) == expected
+
+
+def test_the_last_reply_alone(project):
+    how = {"turns": "last"}
+    assert in_project(project, with_options, CHATML, TWO_TURNS, how) == ["Me<|im_end|>"]
+
+
+def test_a_template_needs_no_eos_where_it_ends_turns_itself(project):
+    learnt = in_project(project, with_options, CHATML, TWO_TURNS, {}, None)
+    assert learnt == ["Hello<|im_end|>", "Me<|im_end|>"]
+
+
+def test_an_earlier_call_of_a_tool_is_read_where_the_last_reply_is_trained_on(project):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    messages = [*chat("user: Who?"), call, *chat("tool: You", "assistant: Me")]
+    assert in_project(project, with_options, CHATML, messages, {"turns": "last"}) == [
+        "Me<|im_end|>"
+    ]
+
+
+def test_white_space_that_the_template_trims_is_no_message_dropped(project):
+    template, _ = FAMILIES["contents are trimmed"]
+    messages = chat("user: Hi ", "assistant: Hello\n")
+    assert in_project(project, with_options, template, messages, {}) == ["Hello<|im_end|>"]
+
+
+def test_a_token_across_the_border_belongs_to_the_reply(project):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ ' a' if m.role == 'assistant' }}{{ m.content }}"
+        "</s>{% endfor %}{% if add_generation_prompt %}<|assistant|> a{% endif %}"
+    )
+    messages = chat("user: Hi", "assistant: nd so")
+    assert in_project(project, with_options, template, messages, {}) == [" and so</s>"]
+
+
+def test_a_reply_may_read_like_what_the_template_writes_around_it(project):
+    template = FAMILIES["the last turn ends otherwise"][0]
+    learnt = in_project(
+        project,
+        with_options,
+        template,
+        chat("user: Hi", "assistant: final", "user: final", "assistant: final"),
+        {},
+    )
+    start = "<|channel|>final<|message|>final"
+    assert learnt == [f"{start}<|end|>", f"{start}</s>"]
+
+
+def test_a_reply_may_go_on_like_what_the_template_begins_it_with(project):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{{ '- ' if m.role == 'assistant' }}{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    learnt = in_project(project, with_options, template, chat("user: Hi", "assistant: - - -"), {})
+    assert learnt == ["- - - -<|end|>"]
+
+
+def test_a_reply_that_the_template_drops_is_not_looked_for_in_the_next_message(project):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>"
+        "{{ m.content if loop.last or m.role == 'user' }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    messages = chat("user: Hi", "assistant: Yes", "user: Yes", "assistant: Me")
+    said = in_project(project, with_options, template, messages, {})
+    assert said == "the chat template depends on the reply: message 2 cannot be located"
+
+
+def test_a_prompt_may_hold_the_marker_that_replies_are_found_with(project):
+    messages = chat("user: \u2060reply\u2060", "assistant: Hello")
+    assert in_project(project, with_options, CHATML, messages, {}) == ["Hello<|im_end|>"]
+
+
+def test_a_reply_without_prompt_is_trained_on_from_its_first_word(project):
+    for turns in (["assistant: Hello"], ["user: Hi", "assistant: Hello", "assistant: Hello"]):
+        learnt = in_project(project, with_options, THINKING, chat(*turns), {})
+        assert learnt == ["Hello<|im_end|>"] * (len(turns) - len(turns) // 2)
+
+
+def test_a_reply_of_weight_0_is_read_but_not_learnt(project):
+    first = [*TWO_TURNS[:2], {**TWO_TURNS[2], "weight": 0}, *TWO_TURNS[3:]]
+    last = [*TWO_TURNS[:4], {**TWO_TURNS[4], "weight": 0}]
+    control = [CHATML, CONTROL, "</s>"]
+    assert in_project(project, trained, *control, first) == ["Me<|im_end|>"]
+    assert in_project(project, trained, *control, last) == ["Hello<|im_end|>"]
+    none = [{**message, "weight": 0} for message in TWO_TURNS]
+    assert "no assistant turn" in in_project(project, trained, *control, none)
+
+
+def test_thinking_is_trained_on_where_the_template_keeps_it(project):
+    inline = chat("user: Who?", f"assistant: {THOUGHT}")
+    beside = [*inline[:1], {"role": "assistant", "content": "Me", "reasoning_content": "Hm."}]
+    for messages in (inline, beside):
+        assert in_project(project, with_options, THINKING, messages, {}) == [THOUGHT + "<|im_end|>"]
+    assert in_project(project, with_options, CHATML, inline, {}) == [THOUGHT + "<|im_end|>"]
+
+
+def test_thinking_is_trained_on_where_nothing_prompts_for_the_reply(project):
+    messages = chat(f"assistant: {THOUGHT} ")
+    assert in_project(project, with_options, CHATML, messages, {}) == [THOUGHT + " <|im_end|>"]
+
+
+def test_an_empty_thought_that_the_prompt_supplies_is_not_trained_on(project):
+    template, _ = FAMILIES["the generation prompt opens the thought"]
+    messages = chat("user: Who?", "assistant: <think>\n\n</think>\n\nMe")
+    assert in_project(project, with_options, template, messages, {}) == ["Me<|im_end|>"]
+
+
+def test_a_thought_that_is_none_is_no_thought(project):
+    reply = {"role": "assistant", "content": "Me", "reasoning_content": None}
+    messages = [*chat("user: Who?"), reply]
+    assert in_project(project, with_options, CHATML, messages, {}) == ["Me<|im_end|>"]
+
+
+def test_what_tools_answer_may_be_written_as_json(project):
+    template = CHATML.replace("m.content", "m.content | tojson if m.role == 'tool' else m.content")
+    messages = chat("user: Hi", "assistant: a", 'tool: {"it": "é"}', "assistant: Me")
+    learnt = in_project(project, with_options, template, messages, {})
+    assert learnt == ["a<|im_end|>", "Me<|im_end|>"]
+
+
+def test_control_tokens_need_not_be_special_nor_all_be_seen(project):
+    assert in_project(project, with_added_tokens) == [["Me<end>"], ["Me\n</s>"], "plain text"]
+
+
+def with_added_tokens() -> list:
+    from tokenizers import AddedToken
+
+    from sft.mask import MaskError, encode
+
+    learnt, messages = [], chat("user: Who?", "assistant: Me")
+    plain, _ = FAMILIES["no end at all"]
+    for template, token in (
+        (CHATML.replace("<|im_end|>", "<end>"), AddedToken("<end>", special=False)),
+        (plain, AddedToken("\n", special=False)),
+        (CHATML.replace("<|im_end|>", "<end>"), AddedToken("<end>", single_word=True)),
+    ):
+        tokenizer = tokenizer_with(template, CONTROL, "</s>")
+        tokenizer.add_tokens([token])
+        try:
+            labels = encode(messages, tokenizer)["labels"]
+        except MaskError as error:
+            learnt.append(str(error)[-len("plain text") :])
+        else:
+            learnt.append([tokenizer.decode([token for token in labels if token != -100])])
+    return learnt
+
+
+def test_a_control_token_that_swallows_white_space_stays_with_its_own_side(project):
+    assert in_project(project, with_swallowing_tokens) == ["Hello<|end|>", "Me<|end|>"]
+
+
+def with_swallowing_tokens() -> list[str]:
+    from itertools import groupby
+
+    from tokenizers import AddedToken
+
+    from sft.mask import encode
+
+    names = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    tokenizer = tokenizer_with(
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        [AddedToken(name, rstrip=True, special=True) for name in names],
+        "</s>",
+    )
+    example = encode([*TWO_TURNS[:4], *chat("assistant:   Me")], tokenizer)
+    runs = groupby(example["labels"], key=lambda label: label != -100)
+    return [tokenizer.decode(list(run)).strip() for learnt, run in runs if learnt]
+
+
+def test_the_prompt_of_each_reply_is_its_own(project):
+    """Here what a user writes decides what the prompt supplies: it is trained on at no reply."""
+    fast = "'/fast' in messages[loop.index0 - 1].content and m.role == 'assistant'"
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if " + fast + " %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if '/fast' in messages[-1].content %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    users = ["user: Hi", "user: Who? /fast", "user: And?", "user: Bye /fast", "user: Bye"]
+    messages = [turn for user in users for turn in chat(user, "assistant: Me")]
+    learnt = in_project(project, with_options, template, messages, {})
+    assert learnt == ["Me<|im_end|>"] * 5
+
+
+def in_a_batch() -> list:
+    from sft.mask import encode, encode_batch
+
+    tokenizer = tokenizer_with(CHATML, CONTROL, "</s>")
+    good, bad, none = TWO_TURNS, chat("user: Hi"), ValueError("no conversation")
+    examples = encode_batch([bad, good, none, good], tokenizer, turns="last")
+    assert examples[1] == examples[3] == encode(good, tokenizer, turns="last")
+    assert examples[2] is none
+    return [str(example) for example in examples if isinstance(example, ValueError)]
+
+
+def test_a_row_with_an_error_keeps_its_place_in_a_batch(project):
+    assert in_project(project, in_a_batch) == ["no assistant turn to train on", "no conversation"]
