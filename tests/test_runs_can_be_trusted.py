@@ -240,8 +240,9 @@ def test_the_merged_folder_is_the_adapted_model(bake, quantization):
 WRONG = {
     "a misspelt LoRA target": (["--target_modules", "q_proj", "gate_porj"], "gate_porj is in no"),
     "a target beside the blocks": (["--target_modules", "lm_head"], "lm_head is in no"),
+    "a rank of nothing": (["--r=0"], "r must be a whole number from 1"),
     "a key that does not exist": (["--learning_rat=1"], "nearest is 'learning_rate'"),
-    "a word for a number": (["--max_length=long"], "invalid int value: 'long'"),
+    "a word for a number": (["--max_length=long"], "max_length must be a whole number, not 'long'"),
     "a model that is not there": (["--base_model_path=./nowhere"], "./nowhere"),
     "no column": (["--prompt_template={question}"], "no column 'question'"),
 }

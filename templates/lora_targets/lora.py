@@ -30,8 +30,9 @@ def check_adapter(args: ProjectArguments) -> None:
         SystemExit: a key is no field of `peft.LoraConfig`, or its number is out of range.
     """
     refuse_unknown(args.adapter, [each.name for each in fields(LoraConfig)])
-    if args.adapter.get("r", 8) < 1 or not 0 <= args.adapter.get("lora_dropout", 0) < 1:
-        raise SystemExit("r must be at least 1, and lora_dropout from 0 to below 1.")
+    r, dropout = args.adapter.get("r", 8), args.adapter.get("lora_dropout", 0.0)
+    if not isinstance(r, int) or r < 1 or not isinstance(dropout, float) or not 0 <= dropout < 1:
+        raise SystemExit("r must be a whole number from 1, and lora_dropout from 0.0 to below 1.0.")
 
 
 def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:

@@ -1,0 +1,224 @@
+"""Each value of config.yaml and of the command line arrives as what it is, or is refused."""
+
+import ast
+import contextlib
+import graphlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import in_project
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    return bake_once.project(project_slug="values", quantization="none", collator="seq2seq")
+
+
+def says(script: str, words: list[str]) -> str:
+    """What a script prints, or the sentence that it ends with."""
+    main = __import__(script).main
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            main(words)
+        except SystemExit as ended:
+            return printed.getvalue() + (str(ended) if ended.code else "")
+    return printed.getvalue()
+
+
+OPTIONS = {
+    "train": ["smoke"],
+    "preview": ["smoke"],
+    "chat": ["prompt", "model", "max_new_tokens", "sample"],
+    "merge": ["to"],
+}
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_the_docstring_the_options_and_where_the_rest_is(project, script, word):
+    shown = in_project(project, says, script, [word])
+    assert shown.startswith(ast.get_docstring(ast.parse((project / f"{script}.py").read_text())))
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("  --")] == [
+        f"--{name}" for name in OPTIONS[script]
+    ]
+    assert "config.yaml" in shown and "transformers.TrainingArguments" in shown
+    assert len(shown.splitlines()) < 25
+
+
+@pytest.mark.parametrize("script", OPTIONS)
+def test_a_misspelt_option_is_refused_with_the_nearest(project, script):
+    name = OPTIONS[script][0]
+    said = in_project(project, says, script, [f"--{name}a", "x"])
+    assert f"nearest is {name!r}" in said and len(said.splitlines()) == 1
+    assert "nearest is 'max_length'" in in_project(project, says, script, ["--max_lengt=3"])
+
+
+def values(words: list[str]) -> dict | str:
+    from sft.config import load_config
+
+    try:
+        args, training_args = load_config([*words, "--use_cpu=true"])
+    except SystemExit as refused:
+        return str(refused)
+    found = vars(args) | args.adapter | training_args.to_dict()
+    return json.loads(json.dumps(found, default=str))
+
+
+ARRIVE = {
+    "--include_num_input_tokens_seen all": ("include_num_input_tokens_seen", "all"),
+    "--include_num_input_tokens_seen=non_padding": ("include_num_input_tokens_seen", "non_padding"),
+    "--include_num_input_tokens_seen false": ("include_num_input_tokens_seen", "no"),
+    "--learning_rate 1e-4": ("learning_rate", 1e-4),
+    "--num_train_epochs=2": ("num_train_epochs", 2.0),
+    "--seed 007": ("seed", 7),
+    "--max_length=77": ("max_length", 77),
+    "--bf16_full_eval": ("bf16_full_eval", True),
+    "--remove_unused_columns=no": ("remove_unused_columns", False),
+    "--run_name 007": ("run_name", "007"),
+    "--run_name=null": ("run_name", "null"),
+    "--system_prompt=--no: [yes": ("system_prompt", "--no: [yes"),
+    "--dataset_config=": ("dataset_config", ""),
+    "--report_to none": ("report_to", []),
+    "--report_to tensorboard wandb": ("report_to", ["tensorboard", "wandb"]),
+    "--label_names labels": ("label_names", ["labels"]),
+    '--lr_scheduler_kwargs={"num_cycles": 2}': ("lr_scheduler_kwargs", {"num_cycles": 2}),
+    "--lr_scheduler_type linear": ("lr_scheduler_type", "linear"),
+    "--activation_checkpointing auto": ("activation_checkpointing", False),  # the library's default
+    "--gradient_checkpointing=true": ("activation_checkpointing", True),  # its older name
+    "--target_modules q_proj": ("target_modules", ["q_proj"]),
+    "--target_modules q_proj k_proj": ("target_modules", ["q_proj", "k_proj"]),
+    "--lora_dropout 0": ("lora_dropout", 0.0),
+}
+
+
+@pytest.mark.parametrize("words, value", ARRIVE.items(), ids=ARRIVE)
+def test_a_value_arrives_as_what_it_is(project, words, value):
+    words = [words] if words.startswith(("--system", "--lr_scheduler_kw")) else words.split()
+    found = in_project(project, values, words)
+    assert found[value[0]] == value[1], found if isinstance(found, str) else found[value[0]]
+
+
+REFUSED = {
+    "--max_length=long": "max_length must be a whole number, not 'long'",
+    "--max_length=0": "max_length must be a positive number of tokens, not 0",
+    "--max_length": "max_length must be a whole number",
+    "--max_skipped=1.5": "max_skipped must be a share of the rows, from 0 to 1, not 1.5",
+    "--test_size=1": "test_size must be a share of the rows, from 0 to below 1",
+    "--dataset_num_proc=-1": "dataset_num_proc must be a number of processes, or 0, not -1",
+    "--truncation_mode=cut": "truncation_mode must be",
+    "--bf16=1": "bf16 must be true or false",
+    "--learning_rate fast": "learning_rate must be a number, not 'fast'",
+    "--r many": "r must be a whole number, not 'many'",
+    "--lr_scheduler_type=cosin": "cosin is not a valid SchedulerType",
+    "--hub_token=hf_x": "set HF_TOKEN in the environment",
+    "word": "'word' belongs to no key",
+    "--use_dora=true": "There is no key 'use_dora'",
+}
+
+
+@pytest.mark.parametrize("words, sentence", REFUSED.items(), ids=REFUSED)
+def test_a_wrong_value_is_refused_in_a_sentence(project, words, sentence):
+    said = in_project(project, values, words.split())
+    assert isinstance(said, str) and sentence in said and "\n" not in said
+
+
+def edited(project: Path, old: str, new: str):
+    """config.yaml with a line changed, for a while."""
+    file = project / "config.yaml"
+    before = file.read_text(encoding="utf-8")
+    assert old in before
+    stack = contextlib.ExitStack()
+    stack.callback(file.write_text, before, encoding="utf-8")
+    file.write_text(before.replace(old, new), encoding="utf-8")
+    return stack
+
+
+EDITS = {
+    "a slip in one of ours": ("truncation_mode: ", "truncation_mod: ", "is 'truncation_mode'"),
+    "a slip in the library's": ("learning_rate: ", "learning_rat: ", "is 'learning_rate'"),
+    "a key that is gone": ("max_length: ", "# ", "config.yaml has no key 'max_length'"),
+    "no YAML": ("seed: 42", "seed: [", "config.yaml is not valid YAML (line"),
+    "text for a number": ("r: 64", "r: many", "r must be a whole number from 1"),
+    "a key of nobody": (
+        "r: 64",
+        "rank: 64",
+        "There is no key 'rank'",
+    ),
+}
+
+
+@pytest.mark.parametrize("old, new, sentence", EDITS.values(), ids=EDITS)
+def test_what_is_wrong_in_config_yaml_is_named_before_a_model_is_loaded(
+    project, old, new, sentence
+):
+    with edited(project, old, new):
+        said = in_project(project, says, "train", ["--base_model_path=./nowhere"])
+    assert sentence in said and len(said.splitlines()) == 1
+
+
+def trained_with(options: list[str]) -> dict:
+    import train
+
+    final = train.main(["--smoke", "--max_steps=2", "--eval_strategy=no", *options])
+    from safetensors import safe_open
+
+    file = final / "adapter_model.safetensors"
+    names = list(safe_open(file, "pt").keys()) if file.exists() else []
+    return {
+        "log": json.loads((final.parent / "checkpoint-2/trainer_state.json").read_text()),
+        "config": json.loads((final / "adapter_config.json").read_text()),
+        "names": names,
+    }
+
+
+def test_any_field_of_lora_config_works_from_config_yaml(project):
+    keys = "r: 64\nuse_dora: true\nmodules_to_save: [embed_tokens]\n"
+    with edited(project, "r: 64", keys.strip()):
+        seen = in_project(project, trained_with, ["--save_steps=2"])
+    assert seen["config"]["use_dora"] is True and seen["config"]["r"] == 64
+    assert any("lora_magnitude_vector" in name for name in seen["names"])
+    assert any("embed_tokens" in name for name in seen["names"])
+
+
+def test_tokens_per_second_are_logged_where_they_are_asked_for(project):
+    options = ["--include_num_input_tokens_seen=all", "--save_steps=2"]
+    log = in_project(project, trained_with, options)["log"]["log_history"]
+    assert log[0]["train_tokens_per_second"] > 0 and log[1]["num_input_tokens_seen"] > 0
+
+
+IMPORTED = """
+import sys
+import sft.config
+print([name for name in {heavy} if name in sys.modules])
+sft.config.read_values(["--max_length=3", "--lora_dropout", "1e-1"])
+print([name for name in {heavy} if name in sys.modules])
+sft.config.load_config(["--use_cpu=true"])
+print([name for name in {rooms} if name in sys.modules])
+"""
+
+
+def test_values_are_read_without_torch_and_typed_without_model_and_mask(project):
+    code = IMPORTED.format(
+        heavy=("torch", "transformers", "peft", "datasets"),
+        rooms=("sft.mask", "sft.adapter", "sft.model", "sft.examples"),
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
+    assert run.stdout.split() == ["[]"] * 3, run.stdout + run.stderr[-2000:]
+
+
+def test_no_import_runs_in_a_circle(project):
+    imports = {}
+    for file in [*project.glob("*.py"), *project.glob("sft/**/*.py")]:
+        name = ".".join(file.relative_to(project).with_suffix("").parts).removesuffix(".__init__")
+        nodes = [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+        found = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        imports[name] = {module for module in found if module.startswith("sft.")}
+    assert "sft.format" in imports["sft.config"]
+    order = [*graphlib.TopologicalSorter(imports).static_order()]  # refuses a circle
+    rooms = ["config", "rows", "model", "adapter", "trainer", "report"]
+    assert order.index("sft.config") < min(order.index(f"sft.{room}") for room in rooms[1:])
