@@ -87,6 +87,8 @@ ARRIVE = {
     "--report_to tensorboard wandb": ("report_to", ["tensorboard", "wandb"]),
     "--label_names labels": ("label_names", ["labels"]),
     '--lr_scheduler_kwargs={"num_cycles": 2}': ("lr_scheduler_kwargs", {"num_cycles": 2}),
+    "--eval_strategy no": ("eval_strategy", "no"),
+    "--optim=adafactor": ("optim", "adafactor"),
     "--lr_scheduler_type linear": ("lr_scheduler_type", "linear"),
     "--activation_checkpointing auto": ("activation_checkpointing", False),  # the library's default
     "--gradient_checkpointing=true": ("activation_checkpointing", True),  # its older name
@@ -110,11 +112,12 @@ REFUSED = {
     "--max_skipped=1.5": "max_skipped must be a share of the rows, from 0 to 1, not 1.5",
     "--test_size=1": "test_size must be a share of the rows, from 0 to below 1",
     "--dataset_num_proc=-1": "dataset_num_proc must be a number of processes, or 0, not -1",
-    "--truncation_mode=cut": "truncation_mode must be",
+    "--truncation_mode=cut": "must be drop or truncate_prompt or keep_start, not 'cut'",
+    "--tf32 perhaps": "tf32 must be true or false or auto, not 'perhaps'",
     "--bf16=1": "bf16 must be true or false",
     "--learning_rate fast": "learning_rate must be a number, not 'fast'",
     "--r many": "r must be a whole number, not 'many'",
-    "--lr_scheduler_type=cosin": "cosin is not a valid SchedulerType",
+    "--lr_scheduler_type=cosin": "lr_scheduler_type must be linear or cosine or",
     "--hub_token=hf_x": "set HF_TOKEN in the environment",
     "word": "'word' belongs to no key",
     "--use_dora=true": "There is no key 'use_dora'",

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from datetime import date
+from enum import EnumType
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+NAMES |= {list: "a list", dict: "a mapping"}
 
 
 def by_key(words: list[str]) -> dict[str, str | list[str]]:
@@ -48,8 +50,7 @@ def typed(key: str, given: Any, kind: Any) -> Any:
     Raises:
         SystemExit: it is of none of the types.
     """
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    kinds = _kinds(kind)
     readings = [given]
     if isinstance(given, str):
         value = _as_yaml(given)
@@ -62,8 +63,17 @@ def typed(key: str, given: Any, kind: Any) -> Any:
         for each in kinds:
             if _is_a(value, each):
                 return each(value) if each in (float, Path) else value
-    wanted = " or ".join(NAMES.get(each, str(each)) for each in kinds if each is not NoneType)
+    wanted = " or ".join(_name(each) for each in kinds if each is not NoneType)
     raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
+
+
+def _kinds(kind: Any) -> list:
+    """The types of an annotation; `Enum | str` is the text of one of its members."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    kinds = [*get_args(kind)] if get_origin(kind) in (Union, UnionType) else [kind]
+    enums = [each for each in kinds if isinstance(each, EnumType)]
+    members = [Literal[tuple(member.value for member in enum)] for enum in enums]
+    return members + [each for each in kinds if each not in (enums and [*enums, str])]
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -75,6 +85,13 @@ def _is_a(value: Any, kind: Any) -> bool:
         return kind is bool
     classes = {float: (int, float), Path: str}
     return isinstance(value, classes.get(kind, get_origin(kind) or kind))
+
+
+def _name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    kind = get_origin(kind) or kind
+    return NAMES.get(kind, kind.__name__)
 
 
 def _as_yaml(text: str) -> Any:
