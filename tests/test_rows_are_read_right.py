@@ -105,8 +105,9 @@ def prepare_rows(rows: list, *options: str) -> tuple:
     except SystemExit as error:
         return str(error), None, None
     report = reports["train"]
-    assert len(datasets["train"]) == len(report.lengths)
-    return len(report.lengths), report.skipped, report.shortened
+    assert len(datasets["train"]) == len(report.used) == len(report.lengths)
+    skipped = {reason: len(rows) for reason, rows in report.skipped.items()}
+    return len(report.used), skipped, report.shortened
 
 
 BAD = [
@@ -305,7 +306,7 @@ def examples_by(processes: int, many: int) -> tuple[list, int]:
     rows = {"train": Dataset.from_list([*GOOD * 20, *BAD])}
     options = [f"--dataset_num_proc={processes}", "--max_skipped=1", "--max_length=500"]
     datasets, reports = examples.make_examples(rows, build_tokenizer(), project_arguments(options))
-    report = {**vars(reports["train"]), "lengths": None, "trained": None}
+    report = {**vars(reports["train"]), "used": None, "lengths": None, "trained": None}
     return [split.to_list() for split in datasets.values()] + [report], *used
 
 

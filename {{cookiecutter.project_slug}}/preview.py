@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 
 from sft.config import load_config, parse, say
-from sft.examples import RowReport, encode_rows, usable
+from sft.examples import RowReport, encode_rows
 from sft.mask_view import legend, page, show, show_skipped
 from sft.model import load_tokenizer
 from sft.report import show_rows
@@ -42,22 +42,20 @@ def main(argv: list[str]) -> Path:
     report = RowReport.of(encoded)
     show_rows({"all rows": report})
 
-    used = usable(encoded)
-    by_length = used[np.argsort(-report.lengths, kind="stable")]
-    titles = {index: f"row {index + 1}" for index in used[:FIRST].tolist()}
+    titles = {index: f"row {index + 1}" for index in report.used[:FIRST].tolist()}
+    by_length = report.used[np.argsort(-report.lengths, kind="stable")]
     for index in by_length[:LONGEST].tolist():
         titles[index] = f"row {index + 1}, among the longest"
     shown = {title: encoded[index] for index, title in titles.items()}
     for title, example in shown.items():
         show(title, example["input_ids"], example["labels"], tokenizer)
     legend()
-    of_each = {reason: [] for reason in report.skipped}
-    unused = np.setdiff1d(np.arange(len(encoded)), used)
-    for index, reason in zip(unused.tolist(), encoded.select(unused)["reason"], strict=True):
-        of_each[reason.partition(": ")[0]].append(index)
-    some = [index for indices in of_each.values() for index in indices[:SKIPPED]]
-    skipped = [(index + 1, encoded[index]["reason"], rows[index]) for index in some]
-    show_skipped(skipped, sum(report.skipped.values()))
+    skipped = [
+        (number, ": ".join(filter(None, (reason, detail))), rows[number - 1])
+        for reason, those in report.skipped.items()
+        for number, detail in those[:SKIPPED]
+    ]
+    show_skipped(skipped, report.rows - len(report.used))
 
     path = Path(training_args.output_dir) / "preview.html"
     path.parent.mkdir(parents=True, exist_ok=True)

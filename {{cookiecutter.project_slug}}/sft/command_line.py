@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import date
 from enum import EnumType
 from pathlib import Path
@@ -95,12 +96,7 @@ def _name(kind: Any) -> str:
 
 
 def _as_yaml(text: str) -> Any:
-    for number in (int, float):  # YAML itself takes 1e-4 for text
-        try:
-            return number(text)
-        except ValueError:
-            pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    for read in (int, float, yaml.safe_load):  # YAML alone takes 1e-4 for text
+        with suppress(ValueError, yaml.YAMLError):
+            return read(text)
+    return text

@@ -172,11 +172,10 @@ def say(text: str) -> None:
 def _config_yaml() -> dict[str, Any]:
     try:
         values = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = f" (line {error.problem_mark.line + 1})" if hasattr(error, "problem_mark") else ""
-        raise SystemExit(f"config.yaml is not valid YAML{where}: {error.problem}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"config.yaml cannot be read as UTF-8 text: {error}.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        line = f", line {mark.line + 1}," if mark else ""
+        raise SystemExit(f"config.yaml{line} is not valid YAML in UTF-8: {why}.") from None
     if not isinstance(values, dict):
         raise SystemExit("config.yaml holds no keys; restore the file.")
     return {key: value for key, value in values.items() if value is not None}

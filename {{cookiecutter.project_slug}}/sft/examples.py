@@ -5,7 +5,6 @@ import inspect
 import os
 import random
 import sys
-from collections import Counter
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -47,11 +46,11 @@ class RowReport:
     """What became of the rows of one split."""
 
     rows: int
-    skipped: dict[str, int]  # reason -> rows, the most frequent first
-    first: dict[str, str]  # reason -> the first such row, with the detail
-    shortened: int
-    lengths: np.ndarray  # of shape (rows used,), in tokens
-    trained: np.ndarray  # likewise, the tokens with a label
+    used: np.ndarray  # the positions of the rows that are used, of shape (used,)
+    lengths: np.ndarray  # their tokens, of the same shape
+    trained: np.ndarray  # their tokens with a label
+    shortened: int  # how many of them are
+    skipped: dict[str, list[tuple[int, str]]]  # reason -> (row, detail), the most frequent first
 
     @property
     def tokens(self) -> int:
@@ -65,33 +64,25 @@ class RowReport:
     def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "RowReport":
         """The report of what `encode_rows` returned, or of the rows at these positions in it."""
         rows = np.arange(len(encoded)) if rows is None else rows
-        used = np.intersect1d(rows, usable(encoded))
-        unused = encoded.select(np.setdiff1d(rows, used)).select_columns(["row", "reason"])
-        skipped, first = Counter(), {}
-        for batch in unused.iter(1000):
-            for row, reason in zip(batch["row"], batch["reason"], strict=True):
-                kind, _, detail = reason.partition(": ")
-                skipped[kind] += 1
-                first.setdefault(kind, f"row {row}: {detail}" if detail else f"row {row}")
+        reasons, skipped = column(encoded, "reason")[rows], {}
+        for position in np.flatnonzero(reasons != ""):
+            reason, _, detail = reasons[position].partition(": ")
+            skipped.setdefault(reason, []).append((int(rows[position]) + 1, detail))
+        used = rows[reasons == ""]
         return cls(
             rows=len(rows),
-            skipped=dict(skipped.most_common()),
-            first=first,
-            shortened=int(column(encoded, "shortened")[used].sum()),
+            used=used,
             lengths=column(encoded, "length")[used],
             trained=column(encoded, "trained")[used],
+            shortened=int(column(encoded, "shortened")[used].sum()),
+            skipped=dict(sorted(skipped.items(), key=lambda item: -len(item[1]))),
         )
 
 
 def column(examples: Dataset, name: str) -> np.ndarray:
-    """A column of numbers, read at once and without the tokens: datasets gathers row by row."""
+    """A column, read at once and without the tokens: datasets gathers it row by row."""
     values = examples.data.column(name).to_numpy()
     return values if examples._indices is None else values[examples._indices.column(0).to_numpy()]
-
-
-def usable(encoded: Dataset) -> np.ndarray:
-    """The positions of the rows that can be trained on."""
-    return np.flatnonzero(column(encoded, "length"))
 
 
 def make_examples(
@@ -108,24 +99,19 @@ def make_examples(
     reports = {split: RowReport.of(these) for split, these in encoded.items()}
     for split, report in reports.items():
         _refuse_too_many(split, report, args)
-    used = {split: usable(these) for split, these in encoded.items()}
-    if "evaluation" not in encoded and args.test_size and len(used["train"]) > 1:
-        held_out = _hold_out(used["train"], args.test_size)
+    usable = reports["train"].used
+    if "evaluation" not in encoded and args.test_size and len(usable) > 1:
         encoded["evaluation"] = whole = encoded["train"]
+        count = min(max(1, round(args.test_size * len(usable))), len(usable) - 1)
+        # the same rows whenever the run is started again
+        held_out = np.sort(usable[random.Random(0).sample(range(len(usable)), count)])
         rest = np.setdiff1d(np.arange(len(whole)), held_out)
         reports = {"train": RowReport.of(whole, rest), "evaluation": RowReport.of(whole, held_out)}
-        used = {"train": np.setdiff1d(used["train"], held_out), "evaluation": held_out}
     examples = {
-        split: encoded[split].select(positions).select_columns(["input_ids", "labels", "length"])
-        for split, positions in used.items()
+        split: encoded[split].select(report.used).select_columns(["input_ids", "labels", "length"])
+        for split, report in reports.items()
     }
     return examples, reports
-
-
-def _hold_out(used: np.ndarray, test_size: float) -> np.ndarray:
-    """A share of the usable rows, the same ones whenever the run is started again."""
-    count = min(max(1, round(test_size * len(used))), len(used) - 1)
-    return np.sort(used[random.Random(0).sample(range(len(used)), count)])
 
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
@@ -189,17 +175,16 @@ def _encode_batch(batch: dict, indices: list[int], encoder: Encoder, args) -> py
 
 
 def _refuse_too_many(split: str, report: RowReport, args: ProjectArguments) -> None:
-    skipped = sum(report.skipped.values())
-    if skipped < report.rows and skipped <= args.max_skipped * report.rows:
+    skipped = report.rows - len(report.used)
+    if len(report.used) and skipped <= args.max_skipped * report.rows:
         return
-    share = f"more than max_skipped = {args.max_skipped:g}"
-    if skipped == report.rows:
-        share = "and none is left"
+    why = f"more than max_skipped = {args.max_skipped:g}" if len(report.used) else "none is left"
     rows = f"{skipped:,} of {report.rows:,} {split} rows of {args.dataset!r}"
-    lines = [f"{rows} cannot be trained on, {share}:"]
-    for reason, count in report.skipped.items():
+    lines = [f"{rows} cannot be trained on, {why}:"]
+    for reason, those in report.skipped.items():
+        first = ": ".join(filter(None, (f"row {those[0][0]}", those[0][1])))
         advice = f" -> {ADVICE[reason]}" if reason in ADVICE else ""
-        lines.append(f"  {count:,} {reason} ({report.first[reason]}){advice}")
+        lines.append(f"  {len(those):,} {reason} ({first}){advice}")
     raise SystemExit("\n".join([*lines, "python preview.py, with the same options, shows them."]))
 
 

@@ -95,10 +95,10 @@ def page(
         shown: title -> example.
         skipped: number, reason and columns of rows that are skipped.
     """
-    count = sum(report.skipped.values())
+    count = report.rows - len(report.used)
     figures = {
         "rows": report.rows,
-        "used": len(report.lengths),
+        "used": len(report.used),
         "skipped": count,
         "shortened": report.shortened,
         "tokens": report.tokens,
@@ -111,7 +111,9 @@ def page(
         lengths=histogram(report.lengths, "tokens a row", args.max_length),
         trained=histogram(report.trained, "trained tokens a row"),
         examples="".join(_example(title, example, tokenizer) for title, example in shown.items()),
-        reasons="".join(f"<li>{n:,} {escape(why)}" for why, n in report.skipped.items())
+        reasons="".join(
+            f"<li>{len(those):,} {escape(why)}" for why, those in report.skipped.items()
+        )
         or "<li>none",
         some=f"<p>The first {len(skipped)}:</p>" if count > len(skipped) else "",
         skipped="".join(

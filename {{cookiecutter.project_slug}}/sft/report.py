@@ -34,12 +34,12 @@ def show_rows(reports: dict[str, RowReport]) -> None:
 
     splits = list(reports.values())
     line("rows", [r.rows for r in splits])
-    line("used", [len(r.lengths) for r in splits])
+    line("used", [len(r.used) for r in splits])
     for reason in dict.fromkeys(reason for r in splits for reason in r.skipped):
-        line(f"skipped: {reason}", [r.skipped.get(reason, 0) for r in splits])
+        line(f"skipped: {reason}", [len(r.skipped.get(reason, ())) for r in splits])
     if any(r.shortened for r in splits):
         line("shortened to max_length", [r.shortened for r in splits])
-    if not all(r.lengths.size for r in splits):
+    if not all(len(r.used) for r in splits):
         return console.print(table)
     line("median length, tokens", [np.sort(r.lengths)[len(r.lengths) // 2] for r in splits])
     line("longest, tokens", [r.lengths.max() for r in splits])
@@ -66,8 +66,8 @@ def summarize(
     passes = state.epoch * steps / state.global_step if steps else 0.0
     seconds = metrics["train_runtime"]
     summary = {
-        "rows_used": len(report.lengths),
-        "rows_skipped": sum(report.skipped.values()),
+        "rows_used": len(report.used),
+        "rows_skipped": report.rows - len(report.used),
         "trained_tokens_seen": round(state.epoch * report.trained_tokens),
         "steps": state.global_step,
         "seconds": seconds,
