@@ -120,6 +120,56 @@ def test_rows_come_in_the_order_that_the_collator_wants(project):
     assert taken == wanted and len(set(wanted)) > 1
 
 
+def sampler_of(options: list) -> tuple[str, list, list]:
+    """The class of the training sampler and the lengths that it has, beside the rows' own."""
+    import train
+    from sft.examples import column
+
+    seen = []
+
+    class Trainer(train.Trainer):
+        def train(self, **kwargs):
+            sampler = self._get_train_sampler()
+            lengths = column(self.train_dataset, "length").tolist()
+            seen.extend([type(sampler).__name__, list(sampler.lengths), lengths])
+            return super().train(**kwargs)
+
+    train.Trainer = Trainer
+    train.main(options)
+    return tuple(seen)
+
+
+def test_the_sampling_strategy_of_config_yaml_comes_before_the_collators(project):
+    options = ["--max_steps=1", "--output_dir=sorted", "--train_sampling_strategy=group_by_length"]
+    name, lengths, own = in_project(project, sampler_of, [*SMALL, *options])
+    assert name == "LengthGroupedSampler" and lengths == own
+
+
+def metrics_at_evaluation(options: list) -> dict:
+    """Those of `compute_metrics`, given to the Trainer as an owner would in train.py."""
+    import torch.nn.functional as F
+
+    import train
+
+    class Trainer(train.Trainer):
+        def __init__(self, **kwargs):
+            super().__init__(
+                **kwargs,
+                preprocess_logits_for_metrics=lambda x, y: F.cross_entropy(x, y, reduction="none"),
+                compute_metrics=lambda p: {"mean": p.predictions.mean(), "n": len(p.label_ids)},
+            )
+
+    train.Trainer = Trainer
+    final = train.main(options)
+    log = json.loads((final.parent / "checkpoint-12/trainer_state.json").read_text())["log_history"]
+    return [entry for entry in log if "eval_loss" in entry][-1]
+
+
+def test_metrics_at_evaluation_see_each_trained_token_beside_its_logits(project):
+    seen = in_project(project, metrics_at_evaluation, [*SMALL, "--output_dir=metrics"])
+    assert seen["eval_mean"] == pytest.approx(seen["eval_loss"], rel=1e-5) and seen["eval_n"] > 100
+
+
 def test_with_smoothed_labels_the_loss_has_the_logits_it_wants(project):
     options = [*SMALL, "--max_steps=3", "--label_smoothing_factor=0.1", "--output_dir=smooth"]
     assert in_project(project, run, options)["losses"][-1] > 0

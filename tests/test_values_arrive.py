@@ -194,6 +194,26 @@ def test_tokens_per_second_are_logged_where_they_are_asked_for(project):
     assert log[0]["train_tokens_per_second"] > 0 and log[1]["num_input_tokens_seen"] > 0
 
 
+def conversation_with(system_prompt: str) -> list:
+    """What chat.py shows the model of a training that had no system prompt."""
+    import chat
+    import train
+
+    shown = []
+    train.main(["--smoke", "--max_steps=1", "--eval_strategy=no"])
+    chat.reply = lambda model, tokenizer, messages, options: shown.extend(messages) or "Hm."
+    options = ["--prompt", "42", "--output_dir=outputs/smoke", "--use_cpu"]
+    assert chat.main([*options, "--system_prompt", system_prompt]) == "Hm."
+    return shown[:2]
+
+
+def test_chat_takes_another_system_prompt(project):
+    assert in_project(project, conversation_with, "Be brief.") == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "42"},
+    ]
+
+
 IMPORTED = """
 import sys
 import sft.config

@@ -45,17 +45,17 @@ class Trainer(transformers.Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], *args, **kwargs
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The mean loss of a batch, and where metrics are computed its logits and labels.
+        """The mean loss of a batch, of shape (); for metrics also its logits and labels.
 
         Returns:
-            The loss, of shape (); logits of shape (trained tokens, vocabulary) and labels of shape
-            (trained tokens,), in which `logits[i]` predicts `labels[i]`.
+            The loss, logits of shape (trained tokens, vocabulary), and labels of shape
+            (trained tokens,): `logits[i]` predicts `labels[i]`.
         """
-        loss, *rest = super().prediction_step(model, inputs, *args, **kwargs)
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         tokens = int(self._get_num_items_in_batch([inputs], self.args.device))
         self._loss_sum += float(self.accelerator.gather(loss).mean()) * tokens
         self._tokens += tokens
-        return loss, *rest
+        return loss, logits if logits is None else logits.flatten(end_dim=-2), labels
 
     def close(self) -> None:
         """End the processes' connection.
