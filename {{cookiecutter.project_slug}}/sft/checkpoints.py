@@ -11,17 +11,9 @@ from sft.config import ProjectArguments, say
 
 # with other values of these, or of our own keys, the steps so far would have been others
 _DECISIVE = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "seed",
-    "world_size",
-)
+    "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
+    "learning_rate lr_scheduler_type warmup_steps optim seed world_size"
+).split()
 
 
 def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArguments) -> str | None:

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import date
 from enum import EnumType
 from pathlib import Path
 from types import NoneType, UnionType
@@ -12,15 +11,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-NAMES |= {list: "a list", dict: "a mapping"}
 
 
 def by_key(words: list[str]) -> dict[str, str | list[str]]:
-    """`--key=value` and `--key value` as a text; `--key` and `--key one two` as a list of texts.
-
-    Raises:
-        SystemExit: the first word is no key.
-    """
+    """`--key=value` and `--key value` as a text; `--key` and `--key one two` as a list of texts."""
     texts, key = {}, None
     for word in words:
         if word.startswith("--"):
@@ -34,7 +28,7 @@ def by_key(words: list[str]) -> dict[str, str | list[str]]:
 
 
 def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
-    """Name the first key that does not exist, and the nearest one that does."""
+    """Exit at the first key that does not exist, and name the nearest one that does."""
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -43,7 +37,7 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
 
 
 def typed(key: str, given: Any, kind: Any) -> Any:
-    """What is given for a key, as one of its types: `bool | str` makes `true` True, and `all` text.
+    """What is given for a key, as one of its types: for `bool | str`, `true` is True, `all` text.
 
     Args:
         given: a value of config.yaml, or what `by_key` made of the command line.
@@ -51,20 +45,16 @@ def typed(key: str, given: Any, kind: Any) -> Any:
     Raises:
         SystemExit: it is of none of the types.
     """
-    kinds = _kinds(kind)
-    readings = [given]
+    readings, kinds = [given], _kinds(kind)
     if isinstance(given, str):
-        value = _as_yaml(given)
-        readings = [given] if value is None and str in kinds else [value, given, [given]]
+        readings = [_as_yaml(given), given, [given]]  # the last is a list of one
     elif given == []:
         readings = [True, given]  # a switch, such as --smoke
-    elif type(given) in (int, float, date):
-        readings = [given, str(given)]
     for value in readings:
         for each in kinds:
             if _is_a(value, each):
                 return each(value) if each in (float, Path) else value
-    wanted = " or ".join(_name(each) for each in kinds if each is not NoneType)
+    wanted = " or ".join(map(_name, kinds))
     raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
 
 
@@ -74,7 +64,8 @@ def _kinds(kind: Any) -> list:
     kinds = [*get_args(kind)] if get_origin(kind) in (Union, UnionType) else [kind]
     enums = [each for each in kinds if isinstance(each, EnumType)]
     members = [Literal[tuple(member.value for member in enum)] for enum in enums]
-    return members + [each for each in kinds if each not in (enums and [*enums, str])]
+    dropped = [NoneType, *enums, *([str] if enums else [])]
+    return members + [each for each in kinds if each not in dropped]
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -91,8 +82,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 def _name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
-    kind = get_origin(kind) or kind
-    return NAMES.get(kind, kind.__name__)
+    return NAMES.get(kind, f"a {(get_origin(kind) or kind).__name__}")
 
 
 def _as_yaml(text: str) -> Any:

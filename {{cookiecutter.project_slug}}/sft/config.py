@@ -82,7 +82,7 @@ def parse(argv: list[str], doc: str, options: type) -> tuple[Any, list[str]]:
         print(doc, *lines, HELP, sep="\n", end="")
         raise SystemExit(0)
     words = by_key(argv)
-    _refuse_unknown(words, options=[*kinds])
+    _refuse_unknown(words, kinds)
     own = {key: typed(key, words.pop(key), kinds[key]) for key in kinds if key in words}
     overrides = []
     for key, value in words.items():

@@ -3,6 +3,7 @@
 import json
 from html import escape
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -45,23 +46,24 @@ def pieces(input_ids: list[int], labels: list[int], tokenizer: Tokenizer) -> lis
 
 def show(title: str, input_ids, labels, tokenizer: Tokenizer, padding: int = 0) -> None:
     """Draw one example in the terminal: green is trained on, grey is only read."""
-    drawing = pieces(input_ids, labels, tokenizer)
     text = Text()
-    for trained, run in groupby(drawing, key=lambda piece: piece.trained):
+    for trained, run in groupby(pieces(input_ids, labels, tokenizer), key=attrgetter("trained")):
         words = "".join(piece.text for piece in run)
         if trained:
             text.append("▶", "bold yellow").append(words, "green").append("◀", "bold yellow")
-        elif len(words) > SHOWN:
-            text.append(words[: SHOWN // 2], "grey62")
-            text.append(f" [... {len(words) - SHOWN:,} characters ...] ", "italic bright_black")
-            text.append(words[-SHOWN // 2 :], "grey62")
-        else:
-            text.append(words, "grey62")
+            continue
+        if len(words) > SHOWN:
+            left_out = f" [... {len(words) - SHOWN:,} characters ...] "
+            words = words[: SHOWN // 2] + left_out + words[-SHOWN // 2 :]
+        text.append(words, "grey62")
     text.append("·" * padding, "bright_black")
+    Console(stderr=True).print(Panel(text, title=title, subtitle=share(labels)))
+
+
+def share(labels: list[int]) -> str:
+    """How many of the tokens are trained on."""
     trained = len(labels) - labels.count(-100)
-    share = f"{trained} of {len(labels)} tokens are trained on ({trained / len(labels):.1%})"
-    console = Console(stderr=True)
-    console.print(Panel(text, title=title, subtitle=share))
+    return f"{trained:,} of {len(labels):,} tokens are trained on ({trained / len(labels):.1%})"
 
 
 def legend(padding: bool = False) -> None:
@@ -104,70 +106,50 @@ def page(
         "tokens": report.tokens,
         "trained tokens": report.trained_tokens,
     }
+    reasons = [f"<li>{len(those):,} {escape(why)}" for why, those in report.skipped.items()]
+    some = [
+        f"<h3>row {n}: {escape(why)}</h3><pre>{escape(_raw(row))}</pre>" for n, why, row in skipped
+    ]
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         dataset=escape(args.dataset),
         base_model=escape(args.base_model_path),
         figures="".join(f"<td><b>{n:,}</b><br>{name}</td>" for name, n in figures.items()),
-        lengths=histogram(report.lengths, "tokens a row", args.max_length),
+        lengths=histogram(report.lengths, f"tokens a row (max_length is {args.max_length:,})"),
         trained=histogram(report.trained, "trained tokens a row"),
         examples="".join(_example(title, example, tokenizer) for title, example in shown.items()),
-        reasons="".join(
-            f"<li>{len(those):,} {escape(why)}" for why, those in report.skipped.items()
-        )
-        or "<li>none",
+        reasons="".join(reasons) or "<li>none",
         some=f"<p>The first {len(skipped)}:</p>" if count > len(skipped) else "",
-        skipped="".join(
-            f"<h3>row {number}: {escape(reason)}</h3><pre>{escape(_raw(row))}</pre>"
-            for number, reason, row in skipped
-        ),
+        skipped="".join(some),
     )
 
 
-def histogram(values: np.ndarray, unit: str, limit: int | None = None, bins: int = 40) -> str:
-    """How often each size occurs, as an SVG; its caption names `limit`."""
+def histogram(values: np.ndarray, unit: str) -> str:
+    """How often each size occurs, as HTML bars."""
     if not values.size:
         return ""
-    low, high = int(values.min()), int(values.max())
-    bins = min(bins, high - low + 1)
-    counts, _ = np.histogram(values, bins)
-    width, height, tallest = 480, 120, max(counts)
-    bars = "".join(
-        f'<rect x="{number * width / bins:.1f}" width="{width / bins - 1:.1f}" '
-        f'y="{height * (1 - count / tallest):.1f}" height="{height * count / tallest:.1f}">'
-        f"<title>{count:,} rows</title></rect>"
-        for number, count in enumerate(counts)
-    )
-    median = np.sort(values)[len(values) // 2]
+    low, high, median = values.min(), values.max(), np.sort(values)[len(values) // 2]
+    counts, _ = np.histogram(values, min(40, high - low + 1))
+    heights = [(count, 100 * count / counts.max()) for count in counts]
+    bars = "".join(f'<i style="height:{h:.1f}%" title="{n:,} rows"></i>' for n, h in heights)
     note = f"{unit}: {low:,} to {high:,}, half of them up to {median:,}"
-    if limit:
-        note += f"; max_length is {limit:,}"
-    return (
-        f'<figure><svg viewBox="0 0 {width} {height + 16}" role="img">{bars}'
-        f'<text x="0" y="{height + 14}">{low:,}</text>'
-        f'<text x="{width}" y="{height + 14}" text-anchor="end">{high:,}</text></svg>'
-        f"<figcaption>{note}</figcaption></figure>"
-    )
+    return f'<figure><div class="bars">{bars}</div><figcaption>{note}</figcaption></figure>'
 
 
 def _example(title: str, example: dict, tokenizer: Tokenizer) -> str:
-    ids, labels = example["input_ids"], example["labels"]
-    trained = len(labels) - labels.count(-100)
-    tokens = "".join(map(_token, pieces(ids, labels, tokenizer)))
-    share = f"{trained:,} of {len(ids):,} tokens are trained on"
+    drawing = pieces(example["input_ids"], example["labels"], tokenizer)
+    tokens = "".join(map(_token, drawing))
     return (
-        f"<h3>{escape(title)}</h3><p>{share} "
-        f'<meter value="{trained / len(ids):.3f}"></meter> {trained / len(ids):.1%}</p>'
+        f"<h3>{escape(title)}</h3><p>{share(example['labels'])}</p>"
         f'<div class="tokens">{tokens}</div>'
     )
 
 
 def _token(piece: Piece) -> str:
-    ids = " ".join(map(str, piece.ids))
-    state = "trained on" if piece.trained else "only read"
-    visible = json.dumps(piece.text, ensure_ascii=False)
-    text = escape(piece.text).replace("\n", "⏎\n")
+    about = [*map(str, piece.ids), json.dumps(piece.text, ensure_ascii=False)]
+    about.append("trained on" if piece.trained else "only read")
     kind = ' class="on"' if piece.trained else ""
-    return f'<i{kind} data-is="{ids} {escape(visible)} {state}">{text}</i>'
+    text = escape(piece.text).replace("\n", "⏎\n")
+    return f'<i{kind} data-is="{escape(" ".join(about))}">{text}</i>'
 
 
 def _raw(value) -> str:

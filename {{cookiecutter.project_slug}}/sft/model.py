@@ -39,7 +39,7 @@ def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
             "needs one: add it to the folder, or choose another model."
         )
     if tokenizer.pad_token is None:
-        # harmless: labels and attention masks are made from lengths, never by comparing ids
+        # harmless: labels and attention masks are made by length, never by comparing ids
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer

@@ -11,10 +11,9 @@ from sft.examples import column
 
 
 class Trainer(transformers.Trainer):
-    """`eval_loss` is the mean over all trained tokens, whatever the batch size.
+    """`eval_loss` is the mean over trained tokens; transformers' is the mean of the batches' means.
 
-    transformers averages the means of the batches: a token in a short batch would weigh more. With
-    several processes the last batch is filled up with rows from the start, which count twice.
+    With several processes the last batch is filled up with rows from the start: they count twice.
     """
 
     def __init__(self, args: TrainingArguments, data_collator: DataCollator, **kwargs):
@@ -24,19 +23,16 @@ class Trainer(transformers.Trainer):
         super().__init__(args=args, data_collator=data_collator, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        """The order of the rows: `train_sampling_strategy`, or the collator's own sampler.
-
-        Both need the column `length`, which is taken off before rows reach the collator.
-        """
+        """The order of the rows: by `train_sampling_strategy`, or by the collator's sampler."""
         args = self.args
         if not self._sampler or args.train_sampling_strategy != "random":
-            return super()._get_train_sampler()  # not of `train_dataset`, which lacks it
+            return super()._get_train_sampler()  # `train_dataset` lacks `length`
         batch = args.train_batch_size
         step = batch * args.gradient_accumulation_steps * args.world_size
         return self._sampler(column(self.train_dataset, "length"), step, batch, args.seed)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        """transformers' loop; `prediction_step` adds up the losses and tokens of its batches."""
+        """transformers' loop, in which `prediction_step` adds up losses and tokens."""
         self._loss_sum, self._tokens = 0.0, 0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics[f"{metric_key_prefix}_loss"] = self._loss_sum / self._tokens
@@ -58,32 +54,26 @@ class Trainer(transformers.Trainer):
         return loss, logits if logits is None else logits.flatten(end_dim=-2), labels
 
     def close(self) -> None:
-        """End the processes' connection.
-
-        DDP's wrapper goes first: freed after it, the wrapper waits for a thread that waits for it.
-        """
-        self.model_wrapped = self.model
+        """End the connection between processes."""
+        self.model_wrapped = self.model  # DDP's wrapper, if freed later, would wait for ever
         self.accelerator.free_memory()
         self.accelerator.end_training()
 
 
 class LogitsWhereTrained:
-    """A collator's batch, with the model told to compute logits only where a label is.
+    """A collator whose batches tell the model to compute logits only where a label is.
 
-    Logits are the largest tensor of all: each is as wide as the vocabulary, and the loss ignores
-    those of prompts and padding. Loss and gradients stay the same.
+    Logits are the largest tensor: each is as wide as the vocabulary. The loss ignores those of
+    prompts and padding; loss and gradients stay the same.
     """
 
     def __init__(self, collator: DataCollator, takes_mask: bool = True):
         self.collator, self.takes_mask = collator, takes_mask
 
     def __call__(self, features: list[dict]) -> dict[str, Tensor]:
-        """The batch with `logits_to_keep`; `labels` and `shift_labels` of shape (trained tokens,).
-
-        A model that takes no mask gets a batch of several rows as it is.
-        """
+        """The batch with `logits_to_keep`; `labels` and `shift_labels` of shape (trained tokens,)."""
         batch = self.collator(features)
-        if len(batch["labels"]) > 1 and not self.takes_mask:
+        if len(batch["labels"]) > 1 and not self.takes_mask:  # the model takes positions alone
             return batch
         targets = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)  # each predicts the next one
         keep = targets != -100
