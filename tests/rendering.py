@@ -19,9 +19,9 @@ sft/advice.py sft/broken_files.py sft/checkpoints.py sft/collator.py sft/command
 sft/config.py sft/examples.py sft/format.py sft/machine.py sft/mask/__init__.py
 sft/mask/control_tokens.py sft/mask/conversation.py sft/mask/encoder.py sft/mask/end_of_turn.py
 sft/mask/tokens.py sft/mask_view.html sft/mask_view.py sft/model.py sft/quantization.py
-sft/report.py sft/rows.py sft/stop_tokens.py sft/trace.py sft/trainer.py sft/twin.py sft/vram.py
-tests/conftest.py tests/oracle.py tests/test_collator.py tests/test_format.py tests/test_mask.py
-tests/test_train.py tests/test_vram.py train.py vram.py
+sft/report.py sft/row_report.py sft/rows.py sft/stop_tokens.py sft/trace.py sft/trainer.py
+sft/twin.py sft/vram.py tests/conftest.py tests/oracle.py tests/test_collator.py
+tests/test_format.py tests/test_mask.py tests/test_train.py tests/test_vram.py train.py vram.py
 """.split()
 
 # what a file of one answer must not say, since it was not chosen

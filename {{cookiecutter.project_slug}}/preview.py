@@ -15,10 +15,11 @@ from typing import Annotated
 import numpy as np
 
 from sft.config import load_config, parse, say
-from sft.examples import RowReport, encode_rows
+from sft.examples import encode_rows
 from sft.mask_view import legend, page, show, show_skipped
 from sft.model import load_tokenizer
 from sft.report import show_rows
+from sft.row_report import RowReport
 from sft.rows import load_rows
 from sft.twin import smoke_overrides
 

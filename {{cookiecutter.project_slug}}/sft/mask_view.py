@@ -15,7 +15,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.config import ProjectArguments
-from sft.examples import RowReport
+from sft.row_report import RowReport
 
 PAGE = Path(__file__).with_name("mask_view.html")
 SHOWN = 600  # characters of a long prompt that the terminal shows

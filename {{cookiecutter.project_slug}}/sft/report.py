@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sft.config import ROOT, ProjectArguments
-from sft.examples import RowReport
+from sft.row_report import RowReport
 from sft.trainer import Trainer
 from sft.vram import GB, estimate
 

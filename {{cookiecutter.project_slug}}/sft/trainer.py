@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from sft.examples import column
+from sft.row_report import column
 
 
 class Trainer(transformers.Trainer):
@@ -51,7 +51,9 @@ class Trainer(transformers.Trainer):
         tokens = int(self._get_num_items_in_batch([inputs], self.args.device))
         self._loss_sum += float(self.accelerator.gather(loss).mean()) * tokens
         self._tokens += tokens
-        return loss, logits if logits is None else logits.flatten(end_dim=-2), labels
+        if isinstance(logits, Tensor) and logits.dim() > labels.dim() + 1:  # one row of all
+            logits = logits.flatten(end_dim=-2)
+        return loss, logits, labels
 
     def close(self) -> None:
         """End the connection between processes."""
@@ -71,7 +73,7 @@ class LogitsWhereTrained:
         self.collator, self.takes_mask = collator, takes_mask
 
     def __call__(self, features: list[dict]) -> dict[str, Tensor]:
-        """The batch with `logits_to_keep`; `labels` and `shift_labels` of shape (trained tokens,)."""
+        """The batch with `logits_to_keep`, and its labels as a vector of the trained tokens."""
         batch = self.collator(features)
         if len(batch["labels"]) > 1 and not self.takes_mask:  # the model takes positions alone
             return batch

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sft.examples import RowReport, encode_rows, make_examples
+from sft.examples import encode_rows, make_examples
 from sft.format import columns, to_messages
+from sft.row_report import RowReport
 
 
 def test_rows_become_turns_with_a_reply(args, rows):

@@ -1,0 +1,72 @@
+"""What became of the rows: which are used, and which are skipped and why."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from sft.config import ProjectArguments
+
+ADVICE = {
+    "longer than max_length": "raise max_length, or set truncation_mode",
+    "control token in the text": "set control_tokens to escape",
+}
+
+
+@dataclass
+class RowReport:
+    """What became of the rows of one split."""
+
+    rows: int
+    used: np.ndarray  # the positions of the rows that are used, of shape (used,)
+    lengths: np.ndarray  # their tokens, of the same shape
+    trained: np.ndarray  # their tokens with a label
+    shortened: int  # how many of them are
+    skipped: dict[str, list[tuple[int, str]]]  # reason -> (row, detail), the most frequent first
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def trained_tokens(self) -> int:
+        return int(self.trained.sum())
+
+    @classmethod
+    def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "RowReport":
+        """The report of what `encode_rows` returned, or of the rows at these positions in it."""
+        rows = np.arange(len(encoded)) if rows is None else rows
+        reasons, skipped = column(encoded, "reason")[rows], {}
+        for position in np.flatnonzero(reasons != ""):
+            reason, _, detail = reasons[position].partition(": ")
+            skipped.setdefault(reason, []).append((int(rows[position]) + 1, detail))
+        used = rows[reasons == ""]
+        return cls(
+            rows=len(rows),
+            used=used,
+            lengths=column(encoded, "length")[used],
+            trained=column(encoded, "trained")[used],
+            shortened=int(column(encoded, "shortened")[used].sum()),
+            skipped=dict(sorted(skipped.items(), key=lambda item: -len(item[1]))),
+        )
+
+
+def column(examples: Dataset, name: str) -> np.ndarray:
+    """A column, read at once and without the tokens: datasets gathers it row by row."""
+    values = examples.data.column(name).to_numpy()
+    return values if examples._indices is None else values[examples._indices.column(0).to_numpy()]
+
+
+def refuse_too_many(split: str, report: RowReport, args: ProjectArguments) -> None:
+    """Exit where no row is left or more than `max_skipped` are skipped; each reason is named."""
+    skipped = report.rows - len(report.used)
+    if len(report.used) and skipped <= args.max_skipped * report.rows:
+        return
+    why = f"more than max_skipped = {args.max_skipped:g}" if len(report.used) else "none is left"
+    rows = f"{skipped:,} of {report.rows:,} {split} rows of {args.dataset!r}"
+    lines = [f"{rows} cannot be trained on, {why}:"]
+    for reason, those in report.skipped.items():
+        first = ": ".join(filter(None, (f"row {those[0][0]}", those[0][1])))
+        advice = f" -> {ADVICE[reason]}" if reason in ADVICE else ""
+        lines.append(f"  {len(those):,} {reason} ({first}){advice}")
+    raise SystemExit("\n".join([*lines, "python preview.py, with the same options, shows them."]))
