@@ -24,15 +24,13 @@ console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # one 
 
 def show_rows(reports: dict[str, RowReport]) -> None:
     """One table of what became of the rows: used, skipped and why, lengths, trained share."""
-    table = Table(title="Rows", title_justify="left")
-    table.add_column("")
-    for split in reports:
-        table.add_column(split, justify="right")
+    table, splits = Table("", *reports, title="Rows", title_justify="left"), reports.values()
+    for column in table.columns[1:]:
+        column.justify = "right"
 
     def line(name: str, values: list) -> None:
         table.add_row(name, *map(str, values))
 
-    splits = list(reports.values())
     line("rows", [r.rows for r in splits])
     line("used", [len(r.used) for r in splits])
     for reason in dict.fromkeys(reason for r in splits for reason in r.skipped):

@@ -5,23 +5,17 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything is imported that reads it
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from pathlib import Path  # noqa: E402
-
 import pytest  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
 
 from sft.config import project_arguments  # noqa: E402
+from sft.model import load_tokenizer  # noqa: E402
 from sft.rows import is_local, load_rows  # noqa: E402
 from sft.twin import SAMPLE, build_tokenizer  # noqa: E402
 
 
-def pytest_configure(config):
-    os.chdir(Path(__file__).parent.parent)
-
-
 @pytest.fixture(scope="session")
 def args():
-    """Your values from config.yaml, with the bundled sample where the dataset is on the Hub."""
+    """Your values from config.yaml; the bundled sample stands in for a dataset on the Hub."""
     args = project_arguments([])
     if not is_local(args.dataset):
         args.dataset, args.train_split = str(SAMPLE), "train"
@@ -33,8 +27,8 @@ def args():
 def tokenizer(args):
     """The base model's tokenizer if it is on this machine, else the tiny twin's."""
     try:
-        return AutoTokenizer.from_pretrained(args.base_model_path, local_files_only=True)
-    except (OSError, ValueError):
+        return load_tokenizer(args.base_model_path, args.revision)
+    except SystemExit:
         return build_tokenizer()
 
 
