@@ -45,7 +45,7 @@ def main() -> None:
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = pool.map(lambda job: count(job[0]), jobs)
-            for text, (_, structure, model) in zip(track(found, "Counting", len(jobs)), jobs):
+            for (_, structure, model), text in zip(jobs, track(found, "Counting", len(jobs)), strict=True):
                 counts[model][text].append(" ".join(structure.values()))
     for model, by_text in counts.items():
         lines = (f'" {" | ".join(names)} ": {text}' for text, names in by_text.items())

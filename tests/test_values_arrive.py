@@ -82,6 +82,7 @@ ARRIVE = {
     "--run_name 007": ("run_name", "007"),
     "--run_name=null": ("run_name", "null"),
     "--system_prompt=--no: [yes": ("system_prompt", "--no: [yes"),
+    "--system_prompt= a # b ": ("system_prompt", " a # b "),
     "--dataset_config=": ("dataset_config", ""),
     "--report_to none": ("report_to", []),
     "--report_to tensorboard wandb": ("report_to", ["tensorboard", "wandb"]),

@@ -86,7 +86,9 @@ def _name(kind: Any) -> str:
 
 
 def _as_yaml(text: str) -> Any:
+    """A number, true, a list or a mapping; any other text stays as it is, blanks included."""
     for read in (int, float, yaml.safe_load):  # YAML alone takes 1e-4 for text
         with suppress(ValueError, yaml.YAMLError):
-            return read(text)
+            value = read(text)
+            return text if value is None or isinstance(value, str) else value
     return text
