@@ -20,6 +20,7 @@ SWAPPED = {
     **{ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "//"},
     **{ast.And: "or", ast.Or: "and", ast.BitOr: "&", ast.BitAnd: "|"},
 }
+DRAWING = ("rich", "matplotlib")  # how a table or a plot looks is no behaviour, either
 # a value that the library takes as well; any other text is replaced by one that nothing knows
 NEIGHBOURS = {"nf4": "fp4", "right": "left", "no": "steps", "auto": "float32"}
 # faults that somebody once planted by hand; each must go through nowhere
@@ -169,6 +170,7 @@ class Places:
 
     def __init__(self, name: str, source: bytes, keys: dict, own: set):
         self.name, self.source, self.keys, self.own = name, source, keys, own
+        self.looks = names_of_looks(ast.parse(source))
         lengths = [len(line) for line in source.split(b"\n")]
         self.starts = [sum(lengths[:n]) + n for n in range(len(lengths))]
 
@@ -190,6 +192,8 @@ class Places:
         made = getattr(self, f"at_{type(node).__name__}", None)
         if made:
             yield from made(node, scope)
+        if isinstance(node, ast.Call) and root(node) in self.looks:
+            return
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             scope = first_line(node)
         for field, value in ast.iter_fields(node):
@@ -278,12 +282,15 @@ class Places:
     def at_Call(self, node, scope):
         """Keywords dropped and changed; keys of config.yaml that never arrive."""
         for keyword in node.keywords:
-            if keyword.arg is None or is_prose(keyword.value):
+            if keyword.arg is None or is_prose(keyword.value) or root(node) in self.looks:
                 continue
             if self.text(node.func).split(".")[-1] not in self.own:  # ours would just miss it
                 start, end = self.span(keyword)
-                comma = re.compile(rb"\s*,").match(self.source, end)
-                span = start, comma.end() if comma else end
+                if comma := re.compile(rb"\s*,\s*").match(self.source, end):
+                    end = comma.end()
+                elif comma := re.search(rb",\s*$", self.source[:start]):
+                    start = comma.start()
+                span = start, end
                 yield self.fault("keyword dropped", keyword, scope, "", span)
             if is_text(keyword.value):
                 yield from self.other_text(keyword.value, scope)
@@ -302,6 +309,31 @@ class Places:
         if isinstance(node.ctx, ast.Load) and owner.endswith("args") and node.attr in self.keys:
             new = another(self.keys[node.attr])
             yield self.fault("key ignored", node, scope, repr(new), key=node.attr)
+
+
+def root(node: ast.AST) -> str:
+    """The first name of `a.b(c).d`; "" if it begins otherwise."""
+    while isinstance(node, (ast.Attribute, ast.Call, ast.Subscript)):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def names_of_looks(tree: ast.AST) -> set[str]:
+    """What is imported of the libraries that draw, and what is made of it in this file."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = {(one.asname or one.name): one.name for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules = {(one.asname or one.name): node.module or "" for one in node.names}
+        else:
+            continue
+        names |= {name for name, module in modules.items() if module.split(".")[0] in DRAWING}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and root(node.value) in names:
+            targets = [one for target in node.targets for one in ast.walk(target)]
+            names |= {one.id for one in targets if isinstance(one, ast.Name)}
+    return names
 
 
 def is_text(node: ast.AST) -> bool:
