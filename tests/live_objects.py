@@ -56,6 +56,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path) -> None:
     check_training_arguments(seen)
     check_optimizer(seen["trainer"])
     check_rows(seen)
+    check_keys_of_rows(answers, seen)
     check_evaluation_loss(seen, final)
     check_chat(seen)
     check_loading(answers, seen)
@@ -68,6 +69,12 @@ def check_live_objects(answers: dict, seen: dict, final: Path) -> None:
 
 def config() -> dict:
     return yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
+
+
+def value_of(key: str, seen: dict) -> str:
+    """What the run's words say of the key, the last of them; else config.yaml."""
+    said = [word.partition("=")[2] for word in seen["words"] if word.startswith(f"--{key}=")]
+    return said[-1] if said else str(config()[key])
 
 
 def plain(value):
@@ -178,10 +185,65 @@ def check_rows(seen: dict) -> None:
     )
     assert not set(trained) & set(held_out), "a row is trained on and evaluated on"
     rows = len(Path("data/sample.jsonl").read_text(encoding="utf-8").splitlines())
-    words = dict(word.removeprefix("--").split("=", 1) for word in seen["words"] if "=" in word)
-    share = float(words.get("test_size", config()["test_size"]))
+    share = float(value_of("test_size", seen))
     assert len(trained) + len(held_out) == rows
     assert len(held_out) == max(1, round(share * rows)), len(held_out)
+
+
+def check_keys_of_rows(answers: dict, seen: dict) -> None:
+    """What decides over rows and their masks, with other values than the run's."""
+    import sft.rows
+    from sft.config import load_config
+    from sft.examples import prepare
+
+    tokenizer = seen["tokenizer"]
+    texts = [tokenizer.decode(row["input_ids"]) for row in seen["trainer"].train_dataset]
+    prompt = value_of("system_prompt", seen)
+    assert any(f"<|im_start|>system\n{prompt}<|im_end|>" in text for text in texts)
+    path, revision = (value_of(key, seen) for key in ("base_model_path", "revision"))
+    (named, *_), given, _ = seen["calls"]["tokenizer"][0]
+    assert (named, given["revision"]) == (path, revision)
+
+    rows = sft.rows.load_rows(load_config(seen["words"])[0])["train"].select(range(8))
+    asked = []
+
+    def found(**kwargs):
+        asked.append(kwargs)
+        return rows
+
+    load, names = sft.rows.load_dataset, sft.rows.get_dataset_split_names
+    sft.rows.load_dataset, sft.rows.get_dataset_split_names = found, lambda **_: ["b"]
+    words = ["--dataset=a/b", "--dataset_config=c", "--train_split=a[:5]", "--eval_split=b[:3]"]
+    assert sft.rows.load_rows(load_config([*seen["words"], *words])[0]).keys() == {
+        *("train", "evaluation")
+    }
+    sft.rows.load_dataset, sft.rows.get_dataset_split_names = load, names
+    assert [one["split"] for one in asked] == ["a[:5]", "b[:3]"]
+    assert all((one["path"], one["name"]) == ("a/b", "c") for one in asked)
+
+    def examples(**values) -> tuple[list, object]:
+        words = [f"--{key}={value}" for key, value in {"test_size": 0, **values}.items()]
+        used, reports = prepare(
+            {"train": rows}, tokenizer, load_config([*seen["words"], *words])[0]
+        )
+        return list(used["train"]), reports["train"]
+
+    whole, _ = examples()
+    lengths = [len(one["input_ids"]) for one in whole]
+    limit = max(lengths) - 1
+    short, report = examples(max_length=limit, truncation_mode="truncate_prompt")
+    assert len(short) == len(whole) and report.shortened
+    assert max(len(one["input_ids"]) for one in short) <= limit
+    fewer, _ = examples(max_length=limit, max_set_aside=1)
+    assert len(fewer) == sum(length <= limit for length in lengths)
+    if answers["dataset_format"] == "messages":
+        last, _ = examples(turns="last")
+        assert sum(map(trained, last)) < sum(map(trained, whole))
+
+
+def trained(example: dict) -> int:
+    """Tokens with a label."""
+    return sum(label != -100 for label in example["labels"])
 
 
 def check_evaluation_loss(seen: dict, final: Path) -> None:
@@ -211,8 +273,8 @@ def check_chat(seen: dict) -> None:
     )
     prompt = argv[0][argv[0].index("--prompt") + 1]
     limit = int(argv[0][argv[0].index("--max_new_tokens") + 1])
-    system = [{"role": "system", "content": config()["system_prompt"]}]
-    messages = [*(system if config()["system_prompt"] else []), {"role": "user", "content": prompt}]
+    system = {"role": "system", "content": value_of("system_prompt", seen)}
+    messages = [system, {"role": "user", "content": prompt}]
     wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = kwargs["input_ids"][0].tolist()
     assert tokenizer.decode(ids) == wanted, tokenizer.decode(ids)

@@ -32,7 +32,8 @@ TESTS = Path(__file__).resolve().parent
 FORK = multiprocessing.get_context("fork")
 # the first has a learning rate of 0, and LoRA's A no gradient while B is 0; in the third all change
 STEPS = ["--max_steps=3", "--eval_strategy=no", "--save_strategy=no", "--logging_steps=1"]
-STEPS += ["--test_size=0.2"]  # several batches of rows that are held out
+# several batches of rows that are held out; a system turn, in rows and in chat
+STEPS += ["--test_size=0.2", "--system_prompt=Be brief."]
 FUSED = {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}}
 SEPARATE = {
     "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
