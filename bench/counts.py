@@ -45,7 +45,8 @@ def main() -> None:
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             found = pool.map(lambda job: count(job[0]), jobs)
-            for (_, structure, model), text in zip(jobs, track(found, "Counting", len(jobs)), strict=True):
+            found = track(found, "Counting", len(jobs))
+            for (_, structure, model), text in zip(jobs, found, strict=True):
                 counts[model][text].append(" ".join(structure.values()))
     for model, by_text in counts.items():
         lines = (f'" {" | ".join(names)} ": {text}' for text, names in by_text.items())

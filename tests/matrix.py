@@ -23,6 +23,7 @@ from importlib import import_module
 from multiprocessing import connection
 from pathlib import Path
 
+from live_objects import check_live_objects, watch
 from rendering import check_render
 
 from conftest import PRELOAD, combinations
@@ -31,6 +32,8 @@ TESTS = Path(__file__).resolve().parent
 FORK = multiprocessing.get_context("fork")
 # the first has a learning rate of 0, and LoRA's A no gradient while B is 0; in the third all change
 STEPS = ["--max_steps=3", "--eval_strategy=no", "--save_strategy=no", "--logging_steps=1"]
+# several batches of rows that are held out; a system turn, in rows and in chat
+STEPS += ["--test_size=0.2", "--system_prompt=Be brief."]
 # what an answer promises: the class of the linear layers, and those that LoRA is on
 PROMISED = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear"}
 FUSED = {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}}
@@ -224,6 +227,7 @@ def train_and_look(answers: dict) -> None:
 
     train.add_adapter, train.Trainer = adding, making
     train.plot_loss = lambda *_: None  # the project's own test draws it
+    watch(seen)
     final = train.main(["--smoke", *STEPS])
 
     model, trainer = seen["model"], seen["trainer"]
@@ -236,6 +240,7 @@ def train_and_look(answers: dict) -> None:
     for entry in logs:
         assert 0 < entry["grad_norm"] < float("inf") and 0 < entry["loss"] < 20, entry
     check_reload(final, seen)
+    check_live_objects(answers, seen, final)
 
 
 def linear_classes(model) -> dict[str, str]:

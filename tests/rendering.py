@@ -11,22 +11,7 @@ from pathlib import Path
 
 import yaml
 
-<<<<<<< HEAD
 from conftest import MENUS, PROJECT
-=======
-ALWAYS = """
-.github/workflows/test.yml .gitignore LICENSE README.md answers.json base_model/config.json
-base_model/menu.json base_model/twin_chat_template.jinja chat.py config.yaml data/sample.jsonl
-launch/ddp.yaml launch/two_machines.yaml preview.py pyproject.toml sft/__init__.py sft/adapter.py
-sft/advice.py sft/collator.py sft/config.py sft/examples.py sft/format.py sft/machine.py
-sft/mask/__init__.py sft/mask/control_tokens.py sft/mask/conversation.py sft/mask/end_of_turn.py
-sft/mask/rendering.py sft/mask/shorten.py sft/mask/tokens.py sft/mask/vocabulary.py
-sft/mask_view.html sft/mask_view.py sft/model.py sft/quantization.py sft/report.py sft/rows.py
-sft/trace.py sft/trainer.py sft/twin.py sft/vram.py
-tests/conftest.py tests/oracle.py tests/test_collator.py tests/test_dataset.py tests/test_mask.py
-tests/test_train.py tests/test_vram.py train.py vram.py
-""".split()
->>>>>>> mask
 
 # the files with a condition in their names
 ONLY_WITH = {

@@ -265,24 +265,22 @@ def print_max(step: Step, cards: tuple) -> None:
 def print_lesson(step: Step) -> None:
     """Training a parameter takes 16 bytes; where they go, in figures of this model."""
     now = step.memory()
-    all_of_it, trained = now.parameters / GB, now.trainable / GB
-    frozen = (
-        sum(size for name, size in now.parts.items() if name.startswith(("base", "quant"))) / GB
-    )
+    whole, trained = now.parameters / GB, now.trainable / GB
+    frozen = sum(n for name, n in now.parts.items() if name.startswith(("base", "quant"))) / GB
     ways = table("Three ways to train it, in GB", "", "weights in 4 bits", "full", "as here")
-    ways.add_row("weights", f"{all_of_it / 2:.1f}", f"{4 * all_of_it:.1f}", f"{frozen:.1f}")
-    for name, width in (("gradients", 4), ("optimizer's two averages", 8)):
-        ways.add_row(name, *(f"{width * n:.1f}" for n in (all_of_it, all_of_it, trained)))
-    sums = (12.5 * all_of_it, 16 * all_of_it, frozen + 12 * trained)
+    ways.add_row("weights", f"{whole / 2:.1f}", f"{4 * whole:.1f}", f"{frozen + 4 * trained:.1f}")
+    ways.add_row("gradients", *(f"{4 * n:.1f}" for n in (whole, whole, trained)))
+    ways.add_row("two averages of AdamW", *(f"{8 * n:.1f}" for n in (whole, whole, trained)))
+    sums = (12.5 * whole, 16 * whole, frozen + 16 * trained)
     ways.add_row("together", *(f"{n:.1f}" for n in sums), style="bold")
     console = Console(highlight=False)
     console.print(ways)
     console.print(
-        "A trained parameter takes 16 bytes in float32 with AdamW: its weight 4, its gradient 4, two "
-        "averages 8.\nFour bits would save an eighth of the weight's share alone, and could not be "
-        "trained: a gradient step is\nmuch finer than the distance of two 4-bit numbers. LoRA freezes "
-        f"the weights and trains {now.trainable:,}\nparameters beside them, so that gradients and "
-        "averages all but vanish, and frozen weights may be rounded."
+        "A trained parameter takes 16 bytes: its weight 4, its gradient 4 and the optimizer's two "
+        "averages 8. Weights in 4 bits would save a quarter of that at best, and could not be "
+        "trained: a gradient step is much finer than the distance between two 4-bit numbers. What "
+        f"is frozen has neither gradient nor averages and may be rounded; here {now.trainable:,} "
+        f"of {now.parameters:,} parameters are trained."
     )
 
 

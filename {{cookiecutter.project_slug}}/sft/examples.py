@@ -26,7 +26,6 @@ FEATURES = Features(
         "labels": List(Value("int32")),
         "length": Value("int32"),  # of both; 0 where the row is skipped
         "trained": Value("int32"),  # tokens with a label
-        "row": Value("int64"),  # its number in the file, from 1
         "reason": Value("string"),  # why it is skipped, or ""
         "shortened": Value("bool"),
     }
@@ -64,7 +63,7 @@ def make_examples(
     return examples, reports
 
 
-def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
+def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> Dataset:
     """Every row with the columns of `FEATURES`: either tokens and labels, or the reason why not.
 
     Raises:
@@ -82,10 +81,9 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
         return rows.map(
             _encode_batch,
             batched=True,
-            with_indices=True,
             fn_kwargs={"tokenizer": tokenizer, "args": args},
             remove_columns=rows.column_names,
-            features=FEATURES,  # not to be guessed from the first rows, which may all be set aside
+            features=FEATURES,  # not to be guessed from the first rows, which may all be skipped
             desc="Tokenizing and masking",
             num_proc=processes if processes > 1 else None,  # 1 would start one
             # the cache must forget when the tokenizer, the template, a setting or this code changes
@@ -96,9 +94,9 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args) -> Dataset:
 
 
 def _encode_batch(
-    batch: dict[str, list], indices: list[int], tokenizer: Tokenizer, args: ProjectArguments
+    batch: dict[str, list], tokenizer: Tokenizer, args: ProjectArguments
 ) -> pyarrow.Table:
-    """The columns of `FEATURES` for a batch of rows; `indices` are their numbers from 0."""
+    """Some rows as columns of shape (rows,) -> the columns of `FEATURES`, of the same length."""
     conversations = []
     for values in zip(*batch.values(), strict=True):
         try:
@@ -106,9 +104,8 @@ def _encode_batch(
         except ValueError as error:
             conversations.append(error)
     how = {"control_tokens": args.control_tokens, **mask_options(args)}
-    encoded = encode_batch(conversations, tokenizer, args.max_length, **how)
     examples = []
-    for index, example in zip(indices, encoded, strict=True):
+    for example in encode_batch(conversations, tokenizer, args.max_length, **how):
         reason = str(example) if isinstance(example, ValueError) else ""
         ids, labels = ([], []) if reason else (example["input_ids"], example["labels"])
         examples.append(
@@ -117,7 +114,6 @@ def _encode_batch(
                 "labels": labels,
                 "length": len(ids),
                 "trained": len(labels) - labels.count(-100),
-                "row": index + 1,
                 "reason": reason,
                 "shortened": not reason and example["shortened"],
             }
@@ -129,7 +125,7 @@ def _encode_batch(
 _SETTINGS = ("max_length", "control_tokens")
 
 
-def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args) -> str:
+def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:
     mask = Path(inspect.getfile(encode_batch)).parent.glob("*.py")
     files = [*sorted(mask), inspect.getfile(to_messages), __file__]
     code = [Path(file).read_text(encoding="utf-8") for file in files]

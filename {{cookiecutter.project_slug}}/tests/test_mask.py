@@ -7,7 +7,7 @@ from oracle import judge
 
 from sft.format import to_messages
 from sft.mask import MaskError, encode, encode_batch
-from sft.model import stop_tokens
+from sft.stop_tokens import stop_tokens
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,370 @@
+"""Every value of config.yaml and every keyword given to a library, proven on the live objects.
+
+tests/matrix.py calls `watch` before a combination is trained and `check_live_objects` after: what
+was really built is held against config.yaml, and against other values than those it has, since a
+key that is ignored is not noticed where the library's default is the same.
+"""
+
+import json
+import typing
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+
+import yaml
+
+TWIN = "outputs/smoke/twin"
+
+
+def watch(seen: dict) -> None:
+    """Note in `seen` what is given to the libraries while the combination is trained."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, Trainer
+
+    import chat
+    import train
+
+    calls = seen["calls"] = {"model": [], "tokenizer": [], "generate": [], "chat": []}
+    smoke_arguments, chat_main, fit = train.smoke_arguments, chat.main, Trainer.train
+
+    def noted(kind: str, function):
+        def noting(*args, **kwargs):
+            result = function(*args, **kwargs)
+            calls[kind].append((args, kwargs, result))
+            return result
+
+        return noting
+
+    def words(argv: list[str]) -> list[str]:
+        seen["words"] = smoke_arguments(argv)
+        return seen["words"]
+
+    def fitting(trainer, *args, **kwargs):
+        seen["use_cache"] = trainer.model.config.use_cache
+        return fit(trainer, *args, **kwargs)
+
+    for owner, kind in ((AutoModelForCausalLM, "model"), (AutoTokenizer, "tokenizer")):
+        owner.from_pretrained = staticmethod(noted(kind, owner.from_pretrained))
+    GenerationMixin.generate = noted("generate", GenerationMixin.generate)
+    chat.main = noted("chat", chat_main)
+    train.smoke_arguments, Trainer.train = words, fitting
+
+
+def check_live_objects(answers: dict, seen: dict, final: Path) -> None:
+    """What was trained is what config.yaml says; with other values it would be what those say."""
+    check_every_key_arrives()
+    check_training_arguments(seen)
+    check_optimizer(seen["trainer"])
+    check_rows(seen)
+    check_keys_of_rows(answers, seen)
+    check_evaluation_loss(seen, final)
+    check_chat(seen)
+    check_loading(answers, seen)
+    assert seen["tokenizer"].padding_side == "right" and seen["tokenizer"].pad_token
+    assert seen["use_cache"] is False and seen["model"].config.use_cache is True
+
+
+# --- config.yaml ---------------------------------------------------------------------------------
+
+
+def config() -> dict:
+    return yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
+
+
+def value_of(key: str, seen: dict) -> str:
+    """What the run's words say of the key, the last of them; else config.yaml."""
+    said = [word.partition("=")[2] for word in seen["words"] if word.startswith(f"--{key}=")]
+    return said[-1] if said else str(config()[key])
+
+
+def plain(value):
+    return value.value if isinstance(value, Enum) else value
+
+
+def check_every_key_arrives() -> None:
+    """Each key of config.yaml, given another value, has that on the objects made of it."""
+    from sft.config import load_config
+
+    others = {key: another(key, value) for key, value in config().items()}
+    with config_of(others):
+        objects = load_config(["--use_cpu=true"])
+    for key, value in others.items():
+        found = [plain(getattr(one, key)) for one in objects if hasattr(one, key)]
+        if key == "report_to":  # a list of trackers, empty for none
+            found = [one[0] if one else "none" for one in found]
+        assert found and all(one == value for one in found), f"{key} is {found}, not {value!r}"
+
+
+@contextmanager
+def config_of(values: dict):
+    """config.yaml with these values, for a while."""
+    file = Path("config.yaml")
+    before = file.read_text(encoding="utf-8")
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    try:
+        yield
+    finally:
+        file.write_text(before, encoding="utf-8")
+
+
+def another(key: str, value):
+    """Another value that the key may have."""
+    from transformers import TrainingArguments
+
+    from sft.config import ProjectArguments
+
+    if key == "report_to":
+        return "none" if value != "none" else "tensorboard"
+    for owner in (ProjectArguments, TrainingArguments):
+        hint = typing.get_type_hints(owner).get(key)
+        choices = [plain(one) for part in [hint, *typing.get_args(hint)] for one in members(part)]
+        others = [choice for choice in choices if choice != value]
+        if others:
+            return others[0]
+    if value == "auto":
+        return True
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 or 0.25
+    if isinstance(value, list):
+        return value[::-1]
+    if isinstance(value, dict):
+        return {name: another(name, one) for name, one in value.items()}
+    return f"{value}_other"
+
+
+def members(hint) -> list:
+    """The values that a type allows, if it lists them."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return list(hint)
+    return list(typing.get_args(hint)) if typing.get_origin(hint) is typing.Literal else []
+
+
+def check_training_arguments(seen: dict) -> None:
+    """The Trainer works with config.yaml's values, except for what this run's words replaced."""
+    arguments = seen["trainer"].args
+    replaced = {word.removeprefix("--").partition("=")[0] for word in seen["words"]}
+    for key, value in config().items():
+        if hasattr(arguments, key) and key not in replaced and value != "auto":
+            found = plain(getattr(arguments, key))
+            assert found == value, f"{key} of the Trainer is {found!r}, not {value!r}"
+    checkpointing = config()["activation_checkpointing_kwargs"]
+    layers = [m for m in seen["model"].modules() if hasattr(m, "_gradient_checkpointing_func")]
+    assert layers, "nothing is checkpointed"
+    for layer in layers:
+        assert layer.gradient_checkpointing
+        given = layer._gradient_checkpointing_func.keywords
+        assert checkpointing.items() <= given.items(), given
+
+
+def check_optimizer(trainer) -> None:
+    optimizer, values = trainer.optimizer.optimizer, config()
+    assert type(optimizer).__name__ == "AdamW" and optimizer.defaults["fused"], optimizer
+    schedule = trainer.lr_scheduler.lr_lambdas[0]
+    assert values["lr_scheduler_type"] in schedule.func.__name__
+    assert schedule.keywords["num_training_steps"] == trainer.state.max_steps
+    assert schedule.keywords["num_warmup_steps"] == 1  # a share, rounded up
+    assert set(trainer.lr_scheduler.base_lrs) == {values["learning_rate"]}
+    groups = [set(map(id, group["params"])) for group in optimizer.param_groups]
+    trained = {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    assert set.union(*groups) == trained
+
+
+# --- rows, evaluation, chat ----------------------------------------------------------------------
+
+
+def check_rows(seen: dict) -> None:
+    """Each row is trained on or evaluated on, never both."""
+    trainer = seen["trainer"]
+    trained, held_out = (
+        [tuple(row["input_ids"]) for row in rows]
+        for rows in (trainer.train_dataset, trainer.eval_dataset)
+    )
+    assert not set(trained) & set(held_out), "a row is trained on and evaluated on"
+    rows = len(Path("data/sample.jsonl").read_text(encoding="utf-8").splitlines())
+    share = float(value_of("test_size", seen))
+    assert len(trained) + len(held_out) == rows
+    assert len(held_out) == max(1, round(share * rows)), len(held_out)
+
+
+def check_keys_of_rows(answers: dict, seen: dict) -> None:
+    """What decides over rows and their masks, with other values than the run's."""
+    import sft.rows
+    from sft.config import load_config
+    from sft.examples import prepare
+
+    tokenizer = seen["tokenizer"]
+    texts = [tokenizer.decode(row["input_ids"]) for row in seen["trainer"].train_dataset]
+    prompt = value_of("system_prompt", seen)
+    assert any(f"<|im_start|>system\n{prompt}<|im_end|>" in text for text in texts)
+    path, revision = (value_of(key, seen) for key in ("base_model_path", "revision"))
+    (named, *_), given, _ = seen["calls"]["tokenizer"][0]
+    assert (named, given["revision"]) == (path, revision)
+
+    rows = sft.rows.load_rows(load_config(seen["words"])[0])["train"].select(range(8))
+    asked = []
+
+    def found(**kwargs):
+        asked.append(kwargs)
+        return rows
+
+    load, names = sft.rows.load_dataset, sft.rows.get_dataset_split_names
+    sft.rows.load_dataset, sft.rows.get_dataset_split_names = found, lambda **_: ["b"]
+    words = ["--dataset=a/b", "--dataset_config=c", "--train_split=a[:5]", "--eval_split=b[:3]"]
+    assert sft.rows.load_rows(load_config([*seen["words"], *words])[0]).keys() == {
+        *("train", "evaluation")
+    }
+    sft.rows.load_dataset, sft.rows.get_dataset_split_names = load, names
+    assert [one["split"] for one in asked] == ["a[:5]", "b[:3]"]
+    assert all((one["path"], one["name"]) == ("a/b", "c") for one in asked)
+
+    def examples(**values) -> tuple[list, object]:
+        words = [f"--{key}={value}" for key, value in {"test_size": 0, **values}.items()]
+        used, reports = prepare(
+            {"train": rows}, tokenizer, load_config([*seen["words"], *words])[0]
+        )
+        return list(used["train"]), reports["train"]
+
+    whole, _ = examples()
+    lengths = [len(one["input_ids"]) for one in whole]
+    limit = max(lengths) - 1
+    short, report = examples(max_length=limit, truncation_mode="truncate_prompt")
+    assert len(short) == len(whole) and report.shortened
+    assert max(len(one["input_ids"]) for one in short) <= limit
+    fewer, _ = examples(max_length=limit, max_set_aside=1)
+    assert len(fewer) == sum(length <= limit for length in lengths)
+    if answers["dataset_format"] == "messages":
+        last, _ = examples(turns="last")
+        assert sum(map(trained, last)) < sum(map(trained, whole))
+
+
+def trained(example: dict) -> int:
+    """Tokens with a label."""
+    return sum(label != -100 for label in example["labels"])
+
+
+def check_evaluation_loss(seen: dict, final: Path) -> None:
+    """The mean over the trained tokens of all held-out rows; and the rest of the summary."""
+    import torch
+
+    trainer, total, tokens = seen["trainer"], 0.0, 0
+    for row in trainer.eval_dataset:
+        batch = seen["collator"]([{key: row[key] for key in ("input_ids", "labels")}])
+        with torch.no_grad():
+            loss = trainer.model(**batch, num_items_in_batch=torch.tensor(1)).loss
+        total, tokens = total + float(loss), tokens + int((batch["labels"][:, 1:] != -100).sum())
+    summary = json.loads((final.parent / "summary.json").read_text(encoding="utf-8"))
+    assert abs(summary["eval_loss"] - total / tokens) < 1e-3, (summary, total / tokens)
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert summary["train_loss"] == logged[-1]
+    assert summary["steps"] == trainer.state.max_steps == trainer.state.global_step
+    assert summary["rows_used"] == len(trainer.train_dataset)
+
+
+def check_chat(seen: dict) -> None:
+    """The model was given the conversation up to where it answers, and its answer came back."""
+    tokenizer = seen["tokenizer"]
+    (argv, _, said), (given, kwargs, output) = (
+        seen["calls"]["chat"][0],
+        seen["calls"]["generate"][0],
+    )
+    prompt = argv[0][argv[0].index("--prompt") + 1]
+    limit = int(argv[0][argv[0].index("--max_new_tokens") + 1])
+    system = {"role": "system", "content": value_of("system_prompt", seen)}
+    messages = [system, {"role": "user", "content": prompt}]
+    wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = kwargs["input_ids"][0].tolist()
+    assert tokenizer.decode(ids) == wanted, tokenizer.decode(ids)
+    assert kwargs["attention_mask"].all() and not given[0].training
+    assert kwargs["max_new_tokens"] == limit and kwargs["do_sample"] is False
+    assert (
+        kwargs["streamer"].skip_prompt and kwargs["streamer"].decode_kwargs["skip_special_tokens"]
+    )
+    new = output[0, len(ids) :]
+    assert 0 < len(new) <= limit
+    assert said == tokenizer.decode(new, skip_special_tokens=True)
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+def check_loading(answers: dict, seen: dict) -> None:
+    """Base model, tokenizer and adapter, loaded with other values, are as those say."""
+    import torch
+    from accelerate import PartialState
+    from transformers import set_seed
+
+    from sft.adapter import add_adapter
+    from sft.config import load_config
+    from sft.model import load_model, load_tokenizer, stop_at, stop_tokens
+
+    args, training_args = load_config(["--use_cpu=true", f"--base_model_path={TWIN}"])
+    if answers["lora_targets"] != "full":
+        check_adapter(seen["model"], args)
+        set_seed(training_args.seed)
+        again = add_adapter(load_model(args), args).state_dict()
+        for name, tensor in seen["before"].items():
+            if ".lora_A." in name:
+                assert torch.equal(tensor, again[name]), "the adapter does not begin with the seed"
+
+    other = replace(args, attn_implementation="eager", revision="other")
+    model = load_model(other, torch.bfloat16)
+    load_tokenizer(TWIN, "other")
+    given = seen["calls"]["model"][-1][1]
+    for _, kwargs, _ in (seen["calls"]["model"][-1], seen["calls"]["tokenizer"][-1]):
+        assert kwargs["revision"] == "other" and kwargs["trust_remote_code"] is False, kwargs
+    assert given["use_safetensors"] is True
+    assert model.config._attn_implementation == "eager"
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    if answers["quantization"] != "none":
+        assert given["device_map"] == {"": PartialState().device}
+    for name, module in model.named_modules():
+        check_quantized(answers["quantization"], name, module)
+    if answers["lora_targets"] != "full":
+        other = replace(args, r=args.r // 2, lora_alpha=args.lora_alpha * 3, lora_dropout=0.25)
+        model = add_adapter(model, other)
+        check_adapter(model, other)
+        # a block that is computed again has gradients only if its input has
+        assert model.get_input_embeddings()(torch.tensor([1])).requires_grad
+    ends = stop_tokens(seen["tokenizer"])
+    assert ends == [seen["tokenizer"].convert_tokens_to_ids("<|im_end|>")]
+    model.generation_config.eos_token_id = 7
+    assert stop_at(model, ends).eos_token_id == [*ends, 7]
+
+
+def check_quantized(quantization: str, name: str, module) -> None:
+    """The number format of one linear layer; its arithmetic is in bfloat16."""
+    import torch
+
+    if not hasattr(module, "in_features") or name == "lm_head":
+        return
+    if quantization == "nf4":
+        state = module.weight.quant_state
+        assert state.quant_type == "nf4" and state.nested and state.blocksize == 64, state.as_dict()
+        assert module.compute_dtype == state.dtype == torch.bfloat16, module.compute_dtype
+    elif quantization == "int8":
+        assert module.weight.dtype == torch.int8 and not module.state.has_fp16_weights
+        assert module.state.threshold == 6.0
+
+
+def check_adapter(model, args) -> None:
+    """LoRA of rank `r`, scaled by lora_alpha / r, with that dropout, on each targeted layer."""
+    import torch
+
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert layers
+    for layer in layers:
+        dropout = layer.lora_dropout["default"]
+        assert getattr(dropout, "p", 0.0) == args.lora_dropout, dropout
+        assert layer.scaling["default"] == args.lora_alpha / args.r, layer.scaling
+        assert len(layer.lora_A["default"].weight) == args.r
+        assert layer.lora_A["default"].weight.dtype == torch.float32
+    kept = model.peft_config["default"]
+    assert kept.task_type == "CAUSAL_LM"
+    assert (kept.r, kept.lora_alpha, kept.lora_dropout) == (
+        *(args.r, args.lora_alpha),
+        args.lora_dropout,
+    )
