@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo quick test lint lowest mutants reading clean
+.PHONY: demo quick test lint lowest mutants memory reading clean
 
 demo: $(VENV)/installed
 	@rm -rf demo && mkdir demo
@@ -28,6 +28,10 @@ quick: $(VENV)/installed lint
 # the smoke run with the lowest versions that a project asks for, in an environment of its own
 lowest: $(VENV)/installed
 	$(BIN)/pytest -m network -n 0 tests/test_projects_follow_the_template.py
+
+# the memory of a training step, counted for every base model and structure; half an hour
+memory: $(VENV)/installed
+	$(BIN)/python bench/counts.py
 
 # how long a generated project takes to read
 reading: $(VENV)/installed

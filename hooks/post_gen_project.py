@@ -1,8 +1,7 @@
 """Put the file tree and the memory table into the new README; show the memory and what is next."""
 
 import ast
-import contextlib
-import io
+import json
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.getcwd())  # the new project's own code, with cookiecutter's libraries
 import vram
 from sft import memory
+from sft.config import read_values
 
 UNTITLED = {  # files whose format has no room for a word on themselves
     "answers.json": "what this project was generated from",
@@ -54,26 +54,54 @@ def tree():
     return "\n".join(["```text", *lines, "```", ""])
 
 
-def said(*options):
-    """What vram.py says, or why it says nothing."""
-    out = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-            vram.main([*options])
-    except SystemExit as reason:
-        return f"{reason}\n"
-    return out.getvalue()
+def memory_table(step):
+    """The README's table: GB by batch size and length, and the smallest card for each."""
+    lines = [
+        f"| GB at the peak | {' | '.join(f'{length} tokens' for length in vram.LENGTHS)} |",
+        "|---|" + "---|" * len(vram.LENGTHS),
+    ]
+    for batch in vram.BATCHES:
+        cells = []
+        for length in vram.LENGTHS:
+            one = step.sized(batch, length)
+            fits, tight = vram.smallest(one), vram.smallest(one, ("fits", "tight"))
+            card = f"**{fits}**" if fits else "no card"
+            cells.append(f"{vram.gb(one.peak)} → {card}" + (f" ({tight})" if tight != fits else ""))
+        lines.append(f"| batch size {batch} | {' | '.join(cells)} |")
+    return "\n".join([
+        *lines,
+        "",
+        f"After each figure the smallest card that it fits, of {', '.join(map(str, vram.CARDS))} GB; "
+        "in brackets the one that would be tight.",
+        "",
+        vram.summary(step),
+        "",
+    ])
 
 
-memory.adopt()
+def counted_step():
+    """The step whose count came with the project, signed for its files as they are; or None."""
+    counts = [*json.loads(memory.COUNTS.read_text(encoding="utf-8")).values()]
+    if not counts:  # of another model than the menu's nothing is assumed
+        return None
+    memory.keep({memory.fingerprint(memory.DEFAULTS | read_values([])): counts[0]})
+    return vram.Step([])
+
+
+step = counted_step()
+none = f"{memory.NO_FIGURE}: python vram.py counts it in the installed project."
+table = memory_table(step) if step else f"{none}\n"
 readme = Path("README.md")
 text = readme.read_text(encoding="utf-8")
-text = text.replace("<!-- memory table -->\n", said("--markdown"))
+text = text.replace("<!-- memory table -->\n", table)
 readme.write_text(text.replace("<!-- file tree -->\n", tree()), encoding="utf-8")
 
 if hasattr(sys.stdout, "reconfigure"):  # the bars, on Windows too
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-print(said())
+if step:
+    vram.print_all(step, vram.CARDS)
+else:
+    print(none)
 print(f"{SLUG} is ready. Next:\n")
 print(f"    cd {SLUG} && pip install -e \".[test]\"")
 print("    python train.py --smoke     # the whole path with a tiny twin, on the CPU, in seconds")

@@ -1,31 +1,30 @@
-"""What one training step takes on a GPU, from a count of this project's own code. Without torch.
+"""What one training step takes on a GPU, read from a count of the project's own code; no torch.
 
-A count (sft/count.py) says for each place in a step that can be its peak what is alive there, part
-by part, as bytes * batch * length and the like. From it follows the peak of every size. Counts are
-kept in base_model/memory.json, each with a fingerprint of what it depends on; what is not there is
-counted, which takes some seconds and the installed project.
+A count (sft/count.py) has, for each place in a step that can be its peak, what is alive there: by
+part, bytes * batch * length and the like. From it follows the peak of every size. Counts are kept
+in base_model/memory.json under a fingerprint of what they depend on; what is not there is counted.
 """
 
 import ast
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 
-from sft.config import ROOT, read_values, say
+from sft.config import ROOT, ProjectArguments, read_values, say
 
 GB = 2**30  # as card makers and nvidia-smi count: an "80 GB" card has 80 * 2**30 bytes
-WORKSPACE = 16 * 2**20  # of cuBLAS
-CONTEXT = GB // 2  # budget for CUDA's own kernels and handles; 0.14 GB were measured on a T4
+WORKSPACE = 16 * 2**20  # of cuBLAS; 70 MB were measured on an H200
+CONTEXT = GB // 2  # CUDA's own kernels and handles; 0.14 GB were measured on a T4, 0.8 on an H200
 MARGIN = 1.15  # the allocator reserves more than is in use: 1.06 to 1.25 times with sdpa
 
 FUSED, PAGED = "adamw_torch_fused", "paged_adamw_8bit"
 COUNTS = ROOT / "base_model" / "memory.json"
-AS_GENERATED = "as generated"  # instead of a fingerprint, until the project is complete
 KEPT = 20  # counts; the oldest go
 DEFAULTS = {  # where config.yaml does not say
     "per_device_train_batch_size": 8,
@@ -34,19 +33,15 @@ DEFAULTS = {  # where config.yaml does not say
     "optim": FUSED,
     "trained_share": 0.25,  # a reply is often about a quarter of its conversation
 }
+# a count holds for all values of these keys, and of our own but for `dtype` and the attention
+SIZES = {*DEFAULTS, "max_length", "r", "lora_alpha"}
+OURS = {each.name for each in fields(ProjectArguments)} - {"dtype", "attn_implementation"}
+UNCHANGING = ("eval_", "logging_", "save_", "warmup_", "lr_", "num_", "report_", "output_", "ddp_")
+UNCHANGING += ("seed", "learning_rate", "max_steps", "per_device_eval", "bf16", "fp16", "use_cpu")
 CODE = ("adapter", "attention", "collator", "count", "quantization", "trainer")  # of sft/
-# a count holds for all values of these
-SIZES = {"per_device_train_batch_size", "max_length", "gradient_accumulation_steps", "r"}
-SIZES |= {"activation_checkpointing", "optim", "trained_share"}
-# and these change no size
-SAME = {"base_model_path", "revision", "bf16", "fp16", "tf32", "lora_alpha", "use_cpu"}
-SAME |= {"dataset", "dataset_config", "train_split", "eval_split", "test_size", "prompt_template"}
-SAME |= {"response_column", "messages_column", "system_prompt", "turns", "truncation_mode"}
-SAME |= {"control_tokens", "max_skipped", "dataset_num_proc", "output_dir", "num_train_epochs"}
-SAME |= {"max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "seed", "report_to"}
-SAME |= {"per_device_eval_batch_size", "ddp_find_unused_parameters", "dataloader_pin_memory"}
-SAME |= {"logging_steps", "logging_nan_inf_filter", "eval_strategy", "eval_steps"}
-SAME |= {"save_strategy", "save_steps", "save_total_limit"}
+
+
+NO_FIGURE = "There is no figure for this model and these settings yet"
 
 
 class NoCount(ValueError):
@@ -61,8 +56,7 @@ class Memory:
         parts: what the peak is made of, by name; they add up to `peak`.
         peak: the most that is allocated, comparable to torch.cuda.max_memory_allocated.
         peak_at: where in the step that is.
-        parameters, trainable, quantized: exact numbers of parameters: all of the base model's,
-            those that are trained, and those stored in 4 or 8 bits.
+        parameters, trainable, quantized: exact numbers of parameters.
     """
 
     parts: dict[str, int]
@@ -83,64 +77,49 @@ class Memory:
 
 
 def memory(count: dict, values: dict) -> Memory:
-    """What a count says of these values.
+    """What a count says of these values, for the fullest batch: every row is `max_length` long.
 
-    It is that of the fullest batch, in which every row is `max_length` long. What is `auto` is
-    taken as it needs least without changing what is calculated: checkpointing, fused AdamW.
+    What is `auto` is taken as it needs least and calculates the same: checkpointing, fused AdamW.
 
     Args:
-        values: those of config.yaml and, if known, `trained_share`: the share of tokens with a
-            label.
+        values: those of config.yaml; also `trained_share`, the share of tokens with a label.
     """
     values = DEFAULTS | values
-    length, share = values["max_length"], values["trained_share"]
+    length, several = values["max_length"], values["gradient_accumulation_steps"] > 1
     sizes = {
         "1": 1,
         "batch": values["per_device_train_batch_size"],
         "length": length,
-        "labels": length * (1 if count["every_token"] else share),
+        "labels": length * (1 if count["every_token"] else values["trained_share"]),
         "r": values.get("r", 1),
     }
 
-    def size(polynomial: dict[str, float]) -> float:
-        return sum(
-            n * prod(sizes[name] for name in key.split("*")) for key, n in polynomial.items()
-        )
+    def total(by_growth: dict[str, float]) -> float:
+        return sum(n * prod(sizes[name] for name in key.split("*")) for key, n in by_growth.items())
 
-    optim = values["optim"] if values["optim"] != "auto" else FUSED
-    optimizer = count["optimizers"][optim]
-    always = {**count["always"], "optimizer state": optimizer["state"]}
-    gradients = {"gradients": count["gradients"]}
-    several = values["gradient_accumulation_steps"] > 1
+    optimizer = count["optimizers"][values["optim"] if values["optim"] != "auto" else FUSED]
     steps = count["checkpointing" if values["activation_checkpointing"] else "no checkpointing"]
-    window = max((above for above in steps if int(above) < length), key=int)
-    places = [
-        *((place, gradients if several else {}) for place in steps[window][_batches(several)]),
-        *((place, gradients) for place in optimizer["step"]),
-    ]
-    peaks = []
+    step = steps[max((low for low in steps if int(low) < length), key=int)]
+    gradients = {"gradients": count["gradients"]}
+    places = [(place, gradients) for place in optimizer["step"]]
+    for place in step["more batches" if several else "one batch"]:
+        places.append((place, gradients if several else {}))
+    best = None
     for place, more in places:
-        parts = {name: size(polynomial) for name, polynomial in always.items()}
-        parts["buffers"] = parts.get("buffers", 0) + WORKSPACE
-        for name, polynomial in (*place["parts"].items(), *more.items()):
-            parts[name] = parts.get(name, 0) + size(polynomial)
-        peaks.append((round(sum(parts.values())), place["at"], parts))
-    peak, peak_at, parts = max(peaks, key=lambda one: one[0])
+        parts = {"buffers": WORKSPACE}
+        always = {**count["always"], "optimizer state": optimizer["state"]}
+        for name, by_growth in (*always.items(), *place["parts"].items(), *more.items()):
+            parts[name] = parts.get(name, 0) + round(total(by_growth))
+        best = max(best or (0,), (sum(parts.values()), place["at"], parts), key=lambda one: one[0])
+    peak, peak_at, parts = best
     return Memory(
-        parts={name: round(n) for name, n in parts.items() if round(n)},
+        parts={name: size for name, size in parts.items() if size},
         peak=peak,
         peak_at=peak_at,
         parameters=count["parameters"],
-        trainable=round(size(count["trainable"])),
+        trainable=round(total(count["trainable"])),
         quantized=count["quantized"],
     )
-
-
-def _batches(several: bool) -> str:
-    return "more batches" if several else "one batch"
-
-
-# --- counts, kept --------------------------------------------------------------------------------
 
 
 def count_for(overrides: list[str]) -> dict:
@@ -151,46 +130,46 @@ def count_for(overrides: list[str]) -> dict:
             step cannot be counted.
     """
     values = DEFAULTS | read_values(overrides)
-    key = fingerprint(read_config(values), values)
-    counts = _read(COUNTS) if COUNTS.exists() else {}
+    key, counts = fingerprint(values), _read(COUNTS)
     found = counts.get(key)
     if found and values["optim"] in (*found["optimizers"], "auto"):
         return found
+    if importlib.util.find_spec("torch") is None:
+        raise NoCount(f"{NO_FIGURE}: install the project and run python vram.py.")
     say(f"Counting the memory of a step of {values['base_model_path']}: some seconds, once ...")
-    command = [sys.executable, "-m", "sft.count", *overrides]  # its torch must not see the GPU
-    ours = {name: os.environ[name] for name in os.environ if name not in _OF_A_LAUNCHER}
-    run = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=ours | {"CUDA_VISIBLE_DEVICES": ""}
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    alone = {name: value for name, value in os.environ.items() if name not in launcher}
+    run = subprocess.run(  # whose torch must not see the GPU
+        [sys.executable, "-m", "sft.count", *overrides],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=alone | {"CUDA_VISIBLE_DEVICES": ""},
     )
     if run.returncode:
         raise NoCount((run.stderr.strip().splitlines() or ["The count was killed."])[-1])
-    counts[key] = json.loads(run.stdout.splitlines()[-1])
-    _write(dict([*counts.items()][-KEPT:]))
-    return counts[key]
+    keep({**counts, key: json.loads(run.stdout.splitlines()[-1])})
+    return _read(COUNTS)[key]
 
 
-_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+def keep(counts: dict[str, dict]) -> None:
+    """Write counts by fingerprint, one a line."""
+    lines = [f"{json.dumps(key)}: {json.dumps(count)}" for key, count in counts.items()][-KEPT:]
+    COUNTS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def adopt() -> None:
-    """Sign the count that came with the project, once all of its files are written."""
-    counts = _read(COUNTS)
-    if count := counts.pop(AS_GENERATED, None):
-        values = read_values([])
-        counts[fingerprint(read_config(values), values)] = count
-    _write(counts)
-
-
-def fingerprint(config: dict, values: dict) -> str:
+def fingerprint(values: dict) -> str:
     """Of all that a count depends on: the model's shape, values that are no size, the code."""
-    names = ("_name_or_path", "transformers_version")
     files = [ROOT / "sft" / f"{name}.py" for name in CODE]
-    facts = [
-        {key: value for key, value in config.items() if key not in names},
-        {key: value for key, value in values.items() if key not in SIZES | SAME},
-        [_code(file.read_text(encoding="utf-8")) for file in files if file.exists()],
-    ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    shape = {key: value for key, value in read_config(values).items() if key != "_name_or_path"}
+    others = {
+        key: value
+        for key, value in values.items()
+        if key not in SIZES | OURS and not key.startswith(UNCHANGING)
+    }
+    code = [_code(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    text = json.dumps([shape, others, code], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _code(text: str) -> list:
@@ -213,26 +192,22 @@ def read_config(values: dict) -> dict:
         NoCount: it is in none of these.
     """
     path = values["base_model_path"]
-    folder = ROOT / Path(path).expanduser()
+    folder, bundled = ROOT / Path(path).expanduser(), ROOT / "base_model" / "config.json"
     if folder.is_dir():
         return _read(folder / "config.json")
-    bundled = _read(ROOT / "base_model" / "config.json")
-    if path == bundled["_name_or_path"]:
-        return bundled
+    if path == _read(bundled)["_name_or_path"]:
+        return _read(bundled)
     try:
         from huggingface_hub import hf_hub_download
 
-        file = hf_hub_download(path, "config.json", revision=values.get("revision"))
+        return _read(Path(hf_hub_download(path, "config.json", revision=values.get("revision"))))
     except ImportError:
-        raise NoCount(
-            f"There is no figure for {path!r} yet: install the project and run python vram.py."
-        ) from None
+        raise NoCount(f"{NO_FIGURE}: install the project and run python vram.py.") from None
     except Exception:  # no network, no such model, a gated one: the way out is the same
         raise NoCount(
             f"The config.json of {path!r} is neither in the cache nor to be had from the Hub; "
             "check the name and the network, or download the model to a folder."
         ) from None
-    return _read(Path(file))
 
 
 def _read(file: Path) -> dict:
@@ -240,8 +215,3 @@ def _read(file: Path) -> dict:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise NoCount(f"{file} cannot be read as JSON; restore it.") from None
-
-
-def _write(counts: dict) -> None:
-    lines = (f"{json.dumps(key)}: {json.dumps(count)}" for key, count in counts.items())
-    COUNTS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
