@@ -268,12 +268,10 @@ class _Step:
         """
         layers, depth, full = range(max(self.order) + 1), len(self.order), []
         phases = [phase for (phase, _), _ in moments]
-        first_backward = phases.index("backward")
-        last_forward = first_backward - 1 - phases[first_backward - 1 :: -1].index("forward")
         last_backward = len(phases) - 1 - phases[::-1].index("backward")
         made, kept, left = (
             [_of_layer(moments[at][1], layer) for layer in layers]
-            for at in (last_forward, first_backward - 1, last_backward)
+            for at in (phases.index("loss"), phases.index("backward") - 1, last_backward)
         )
 
         def whole(total: Bytes, layer: int, at: int, below: list, above: list) -> Bytes:
