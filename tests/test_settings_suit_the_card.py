@@ -1,6 +1,5 @@
 """What config.yaml leaves to the machine suits the card; what its owner says stays as it is."""
 
-import json
 
 import pytest
 
@@ -44,7 +43,8 @@ def choose(found: dict | None, options: tuple) -> tuple[dict, str]:
     from sft import config, machine
 
     machine.find_card = lambda: machine.Card(**found) if found else None
-    return machine.choose(config.typed_values(["--base_model_path=base_model", *options]))
+    words = ["--base_model_path=base_model", *options]
+    return machine.choose(config.typed_values(words), words)
 
 
 def chosen(project, found: dict | None, *options: str) -> dict:
@@ -56,16 +56,15 @@ def said(project, found: dict | None, *options: str) -> str:
 
 
 def peak(project, **changes) -> float:
-    """GB, by the project's own estimate."""
-    return in_project(project, estimated, changes)
+    """GB, by the project's own count."""
+    return in_project(project, counted, changes)
 
 
-def estimated(changes: dict) -> float:
-    import vram
+def counted(changes: dict) -> float:
+    from sft.config import read_values
+    from sft.memory import GB, count_for, memory
 
-    settings = vram.read_settings({}) | changes
-    shape = json.loads((vram.ROOT / "base_model/config.json").read_text())
-    return vram.estimate(shape, settings).peak / vram.GB
+    return memory(count_for([]), read_values([]) | changes).peak / GB
 
 
 # --- activation checkpointing --------------------------------------------------------------------
@@ -77,7 +76,7 @@ def test_lora_recomputes_only_on_a_small_card(lora, gib, on):
 
 
 @pytest.mark.parametrize("kind", ["lora", "int8", "full"])
-def test_the_estimate_decides_to_the_tenth_of_a_gigabyte(kind, request):
+def test_the_count_decides_to_the_tenth_of_a_gigabyte(kind, request):
     project = request.getfixturevalue(kind)
     enough = 1.15 * peak(project, activation_checkpointing=False) + 0.5
     assert chosen(project, card(enough + 0.1))["activation_checkpointing"] is False
@@ -91,17 +90,16 @@ def test_longer_rows_and_larger_batches_need_it_sooner(lora):
     assert larger["activation_checkpointing"] is True
 
 
-def test_a_model_that_the_estimate_does_not_cover_recomputes(lora, full, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+def test_a_model_that_cannot_be_counted_recomputes(lora, full, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba9"}')
     for project in (lora, full):
-        for folder in (tmp_path, tmp_path / "nowhere"):
-            options = (project, card(141), f"--base_model_path={folder}")
-            assert chosen(*options)["activation_checkpointing"] is True
-            assert chosen(*options).get("optim") in (None, FUSED)
-            assert "activation checkpointing (not estimated)" in said(*options)
+        options = (project, card(141), f"--base_model_path={tmp_path}")
+        assert chosen(*options)["activation_checkpointing"] is True
+        assert chosen(*options).get("optim") in (None, FUSED)
+        assert "activation checkpointing (not counted)" in said(*options)
 
 
-def test_spread_over_cards_nothing_is_estimated(full):
+def test_spread_over_cards_nothing_is_counted(full):
     wanted = {"activation_checkpointing": True, "optim": FUSED}
     assert chosen(full, card(8), "--fsdp=full_shard").items() >= wanted.items()
     assert in_project(full, choose_under_fsdp, card(8))[0].items() >= wanted.items()
@@ -130,9 +128,9 @@ def test_where_nothing_fits_it_takes_the_smallest_and_says_so(full_8b, full, lor
     assert chosen(full_8b, card(80)).items() >= wanted.items()
     line = said(full_8b, card(80))
     gigabytes = peak(full_8b, **wanted)
-    assert line.endswith(f"({gigabytes:.1f} GB estimated, which will not fit; see python vram.py)")
-    assert "GB estimated, which is tight; see" in said(lora, card(9))
-    assert said(full, card(24)).endswith("GB estimated)")
+    assert line.endswith(f"({gigabytes:.1f} GB counted, which will not fit; see python vram.py)")
+    assert "GB counted, which is tight; see" in said(lora, card(9))
+    assert said(full, card(24)).endswith("GB counted)")
 
 
 def test_lora_keeps_its_optimizer(lora):
@@ -211,9 +209,10 @@ def loaded(options: list, for_training: bool) -> tuple[dict, str]:
     import io
 
     from sft.config import load_config
+    from sft.machine import choose
 
     with contextlib.redirect_stderr(io.StringIO()) as told:
-        found = load_config(options, for_training=for_training)[1].to_dict()
+        found = load_config(options, choose if for_training else None)[1].to_dict()
     keys = ("activation_checkpointing", "optim", "bf16", "fp16", "tf32", "dataloader_pin_memory")
     return {key: found[key] for key in keys}, told.getvalue()
 
