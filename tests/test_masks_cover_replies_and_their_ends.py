@@ -199,18 +199,19 @@ def with_swallowing_tokens() -> list[str]:
 
 
 def test_the_prompt_of_each_reply_is_its_own(project):
-    """Here what a user writes decides what the prompt supplies: it is trained on at no reply."""
-    fast = "'/fast' in messages[loop.index0 - 1].content and m.role == 'assistant'"
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if " + fast + " %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-        "{% if '/fast' in messages[-1].content %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    """Here the prompt supplies the empty thought where the user asks for it, and only there."""
+    thought = "<think>\n\n</think>\n\n"
+    template = CHATML.replace(
+        "{{ m.content", "{{ '" + thought + "' if m.role == 'assistant' }}{{ m.content"
+    ).replace(
+        "assistant\n{% endif %}",
+        "assistant\n{{ '" + thought + "' if '/fast' in messages[-1].content }}{% endif %}",
     )
     users = ["user: Hi", "user: Who? /fast", "user: And?", "user: Bye /fast", "user: Bye"]
     messages = [turn for user in users for turn in chat(user, "assistant: Me")]
     learnt = in_project(project, with_options, template, messages, {})
-    assert learnt == ["Me<|im_end|>"] * 5
+    slow, fast = f"{thought}Me<|im_end|>", "Me<|im_end|>"
+    assert learnt == [slow, fast, slow, fast, slow]
 
 
 def in_a_batch() -> list:
