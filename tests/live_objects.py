@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
@@ -25,7 +26,7 @@ def watch(seen: dict) -> None:
     import train
 
     calls = seen["calls"] = {"model": [], "tokenizer": [], "generate": [], "chat": []}
-    smoke_arguments, chat_main, fit = train.smoke_arguments, chat.main, Trainer.train
+    smoke_overrides, chat_main, fit = train.smoke_overrides, chat.main, Trainer.train
 
     def noted(kind: str, function):
         def noting(*args, **kwargs):
@@ -36,7 +37,7 @@ def watch(seen: dict) -> None:
         return noting
 
     def words(argv: list[str]) -> list[str]:
-        seen["words"] = smoke_arguments(argv)
+        seen["words"] = smoke_overrides(argv)
         return seen["words"]
 
     def fitting(trainer, *args, **kwargs):
@@ -47,7 +48,7 @@ def watch(seen: dict) -> None:
         owner.from_pretrained = staticmethod(noted(kind, owner.from_pretrained))
     GenerationMixin.generate = noted("generate", GenerationMixin.generate)
     chat.main = noted("chat", chat_main)
-    train.smoke_arguments, Trainer.train = words, fitting
+    train.smoke_overrides, Trainer.train = words, fitting
 
 
 def check_live_objects(answers: dict, seen: dict, final: Path) -> None:
@@ -87,7 +88,8 @@ def check_every_key_arrives() -> None:
 
     others = {key: another(key, value) for key, value in config().items()}
     with config_of(others):
-        objects = load_config(["--use_cpu=true"])
+        args, training_args = load_config(["--use_cpu=true"])
+    objects = [args, training_args, SimpleNamespace(**args.adapter)]
     for key, value in others.items():
         found = [plain(getattr(one, key)) for one in objects if hasattr(one, key)]
         if key == "report_to":  # a list of trackers, empty for none
@@ -130,7 +132,7 @@ def another(key: str, value):
     if isinstance(value, float):
         return value / 2 or 0.25
     if isinstance(value, list):
-        return value[::-1]
+        return [*value, "other"]
     if isinstance(value, dict):
         return {name: another(name, one) for name, one in value.items()}
     return f"{value}_other"
@@ -194,7 +196,7 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     """What decides over rows and their masks, with other values than the run's."""
     import sft.rows
     from sft.config import load_config
-    from sft.examples import prepare
+    from sft.examples import make_examples
 
     tokenizer = seen["tokenizer"]
     texts = [tokenizer.decode(row["input_ids"]) for row in seen["trainer"].train_dataset]
@@ -223,7 +225,7 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
 
     def examples(**values) -> tuple[list, object]:
         words = [f"--{key}={value}" for key, value in {"test_size": 0, **values}.items()]
-        used, reports = prepare(
+        used, reports = make_examples(
             {"train": rows}, tokenizer, load_config([*seen["words"], *words])[0]
         )
         return list(used["train"]), reports["train"]
@@ -234,7 +236,7 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     short, report = examples(max_length=limit, truncation_mode="truncate_prompt")
     assert len(short) == len(whole) and report.shortened
     assert max(len(one["input_ids"]) for one in short) <= limit
-    fewer, _ = examples(max_length=limit, max_set_aside=1)
+    fewer, _ = examples(max_length=limit, max_skipped=1)
     assert len(fewer) == sum(length <= limit for length in lengths)
     if answers["dataset_format"] == "messages":
         last, _ = examples(turns="last")
@@ -271,8 +273,8 @@ def check_chat(seen: dict) -> None:
         seen["calls"]["chat"][0],
         seen["calls"]["generate"][0],
     )
-    prompt = argv[0][argv[0].index("--prompt") + 1]
-    limit = int(argv[0][argv[0].index("--max_new_tokens") + 1])
+    words = dict(word.removeprefix("--").split("=", 1) for word in argv[0])
+    prompt, limit = words["prompt"], int(words["max_new_tokens"])
     system = {"role": "system", "content": value_of("system_prompt", seen)}
     messages = [system, {"role": "user", "content": prompt}]
     wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -299,7 +301,8 @@ def check_loading(answers: dict, seen: dict) -> None:
 
     from sft.adapter import add_adapter
     from sft.config import load_config
-    from sft.model import load_model, load_tokenizer, stop_at, stop_tokens
+    from sft.model import load_model, load_tokenizer
+    from sft.stop_tokens import stop_at, stop_tokens
 
     args, training_args = load_config(["--use_cpu=true", f"--base_model_path={TWIN}"])
     if answers["lora_targets"] != "full":
@@ -324,7 +327,9 @@ def check_loading(answers: dict, seen: dict) -> None:
     for name, module in model.named_modules():
         check_quantized(answers["quantization"], name, module)
     if answers["lora_targets"] != "full":
-        other = replace(args, r=args.r // 2, lora_alpha=args.lora_alpha * 3, lora_dropout=0.25)
+        r, lora_alpha = (args.adapter[key] for key in ("r", "lora_alpha"))
+        changes = {"r": r // 2, "lora_alpha": lora_alpha * 3, "lora_dropout": 0.25}
+        other = replace(args, adapter=args.adapter | changes)
         model = add_adapter(model, other)
         check_adapter(model, other)
         # a block that is computed again has gradients only if its input has
@@ -354,17 +359,15 @@ def check_adapter(model, args) -> None:
     """LoRA of rank `r`, scaled by lora_alpha / r, with that dropout, on each targeted layer."""
     import torch
 
+    r, lora_alpha, lora_dropout = (args.adapter[key] for key in ("r", "lora_alpha", "lora_dropout"))
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
     assert layers
     for layer in layers:
         dropout = layer.lora_dropout["default"]
-        assert getattr(dropout, "p", 0.0) == args.lora_dropout, dropout
-        assert layer.scaling["default"] == args.lora_alpha / args.r, layer.scaling
-        assert len(layer.lora_A["default"].weight) == args.r
+        assert getattr(dropout, "p", 0.0) == lora_dropout, dropout
+        assert layer.scaling["default"] == lora_alpha / r, layer.scaling
+        assert len(layer.lora_A["default"].weight) == r
         assert layer.lora_A["default"].weight.dtype == torch.float32
     kept = model.peft_config["default"]
     assert kept.task_type == "CAUSAL_LM"
-    assert (kept.r, kept.lora_alpha, kept.lora_dropout) == (
-        *(args.r, args.lora_alpha),
-        args.lora_dropout,
-    )
+    assert (kept.r, kept.lora_alpha, kept.lora_dropout) == (r, lora_alpha, lora_dropout)
