@@ -7,6 +7,8 @@ python chat.py --system_prompt "Answer in French."
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from sft.adapter import load_trained
-from sft.config import load_config, parse
+from sft.config import load_config, parse, run
 from sft.model import load_tokenizer
 
 
@@ -33,25 +35,31 @@ def main(argv: list[str]) -> str:
     args, training_args = load_config(overrides)
     folder = options.model or Path(training_args.output_dir) / "final"
     if not folder.is_dir():
-        raise SystemExit(
-            f"{folder} does not exist; run train.py first, or name a folder with --model."
-        )
-
+        raise SystemExit(f"{folder} does not exist; run train.py, or name a folder with --model.")
     tokenizer = load_tokenizer(str(folder))
     model = load_trained(folder, args).eval()
     if model.device != training_args.device:  # a quantized model is there, and may not be moved
         model.to(training_args.device)
+
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     answer = ""
-    while True:
-        prompt = options.prompt if options.prompt is not None else _typed()
-        if not prompt:
-            return answer
+    for prompt in prompts(options.prompt):
         messages.append({"role": "user", "content": prompt})
         answer = reply(model, tokenizer, messages, options)
         messages.append({"role": "assistant", "content": answer})
-        if options.prompt is not None:
-            return answer
+    return answer
+
+
+def prompts(given: str | None) -> Iterator[str]:
+    """What is given, or all of a pipe; else each line that is typed, up to an empty one."""
+    if given is not None:
+        yield given
+    elif not sys.stdin.isatty():
+        yield sys.stdin.read().strip()
+    else:
+        with suppress(EOFError, KeyboardInterrupt):
+            while line := input("> ").strip():
+                yield line
 
 
 def reply(
@@ -74,18 +82,5 @@ def reply(
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def _typed() -> str:
-    """What the user types; all of a pipe at once."""
-    if not sys.stdin.isatty():
-        return sys.stdin.read().strip()
-    try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        return ""
-
-
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

@@ -19,9 +19,6 @@ _DECISIVE = (
 def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArguments) -> str | None:
     """The newest complete checkpoint in `output_dir`: the same command goes on after a crash.
 
-    A run that was killed while saving leaves a folder without `trainer_state.json`, which is
-    written last, or with the Trainer's own marker in it; neither is resumed.
-
     Raises:
         SystemExit: the checkpoints are of a run with other settings, or of one that is finished.
     """
@@ -32,29 +29,30 @@ def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArgument
     settings = vars(args) | args.adapter
     settings |= {key: getattr(training_args, key) for key in _DECISIVE}
     del settings["adapter"], settings["dataset_num_proc"]  # the latter changes nothing
-    settings = json.loads(json.dumps(settings, default=str))
+    text = json.dumps(settings, indent=2, default=str)
     checkpoints = _complete_checkpoints(output_dir)
     if not checkpoints:
         if training_args.process_index == 0:
             output_dir.mkdir(parents=True, exist_ok=True)
-            settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+            settings_file.write_text(text, encoding="utf-8")
             summary.unlink(missing_ok=True)
         return None
     before = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
-    changed = [key for key in settings if key in before and settings[key] != before[key]]
-    if changed:
-        raise SystemExit(
-            f"{output_dir} holds a run with {changed[0]} = {before[changed[0]]!r}, and now it is "
-            f"{settings[changed[0]]!r}: give the new run its own --output_dir, or delete it."
-        )
+    for key, now in json.loads(text).items():
+        if before.get(key, now) != now:
+            raise SystemExit(
+                f"{output_dir} holds a run with {key} = {before[key]!r}, and now it is {now!r}: "
+                "give the new run its own --output_dir, or delete it."
+            )
     if summary.exists():  # written last
         say(
-            f"{output_dir} holds a finished run: talk to it with python chat.py; "
-            "give a new run its own --output_dir."
+            f"{output_dir} holds a finished run (python chat.py); a new one needs its --output_dir."
         )
         raise SystemExit(0)
     # from its very last step the Trainer would take one more; killed there, it repeats a few
-    unfinished = [folder for folder in checkpoints if not _is_at_the_end(folder)]
+    unfinished = [
+        folder for folder, state in checkpoints.items() if state["global_step"] < state["max_steps"]
+    ]
     if not unfinished:
         say(f"{output_dir} has no checkpoint before the last step: starting over.")
         return None
@@ -71,7 +69,7 @@ def step_of(checkpoint: str | Path | None) -> int:
 def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None:
     """Refuse to start where the checkpoints will not fit: a full disk leaves a broken one.
 
-    A checkpoint holds each trained parameter and two numbers of optimizer state beside it.
+    A checkpoint holds each trained parameter and two numbers of optimizer state for it.
 
     Raises:
         SystemExit: too little space is free under `output_dir`.
@@ -88,15 +86,16 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
         )
 
 
-def _complete_checkpoints(output_dir: Path) -> list[Path]:
-    return [
-        folder
-        for folder in sorted(output_dir.glob("checkpoint-*"), key=step_of)
-        if (folder / "trainer_state.json").exists()
-        and not (folder / "checkpoint-is-incomplete.txt").exists()
-    ]
+def _complete_checkpoints(output_dir: Path) -> dict[Path, dict]:
+    """Each with its Trainer's state, the oldest first.
 
-
-def _is_at_the_end(checkpoint: Path) -> bool:
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"] >= state["max_steps"]
+    A run that is killed while saving leaves a folder without `trainer_state.json`, which is written
+    last, or with the Trainer's own marker in it.
+    """
+    files = output_dir.glob("checkpoint-*/trainer_state.json")
+    folders = sorted((file.parent for file in files), key=step_of)
+    return {
+        folder: json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        for folder in folders
+        if not (folder / "checkpoint-is-incomplete.txt").exists()
+    }

@@ -6,11 +6,13 @@ from contextlib import suppress
 from enum import EnumType
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+# the Python classes of a type's values, where they are not the type itself
+CLASSES = {Any: object, float: (int, float), Path: str}
 
 
 def by_key(words: list[str]) -> dict[str, str | list[str]]:
@@ -36,7 +38,7 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
             raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
 
 
-def typed(key: str, given: Any, kind: Any) -> Any:
+def typed(key: str, given: Any, annotation: Any) -> Any:
     """What is given for a key, as one of its types: for `bool | str`, `true` is True, `all` text.
 
     Args:
@@ -45,38 +47,35 @@ def typed(key: str, given: Any, kind: Any) -> Any:
     Raises:
         SystemExit: it is of none of the types.
     """
-    readings, kinds = [given], _kinds(kind)
+    kinds, readings = _kinds(annotation), [given]
     if isinstance(given, str):
-        readings = [_as_yaml(given), given, [given]]  # the last is a list of one
+        readings = [_read(given), given, [given]]
     elif given == []:
         readings = [True, given]  # a switch, such as --smoke
     for value in readings:
-        for each in kinds:
-            if _is_a(value, each):
-                return each(value) if each in (float, Path) else value
+        for kind in kinds:
+            if _is_a(value, kind):
+                return kind(value) if kind in (float, Path) else value
     wanted = " or ".join(map(_name, kinds))
     raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
 
 
-def _kinds(kind: Any) -> list:
-    """The types of an annotation; `Enum | str` is the text of one of its members."""
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    kinds = [*get_args(kind)] if get_origin(kind) in (Union, UnionType) else [kind]
-    enums = [each for each in kinds if isinstance(each, EnumType)]
+def _kinds(annotation: Any) -> list:
+    """The types that an annotation allows; `Enum | str` is the text of one of its members."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return [annotation]
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    enums = [kind for kind in kinds if isinstance(kind, EnumType)]
     members = [Literal[tuple(member.value for member in enum)] for enum in enums]
-    dropped = [NoneType, *enums, *([str] if enums else [])]
-    return members + [each for each in kinds if each not in dropped]
+    return members + [kind for kind in kinds if kind not in enums and not (enums and kind is str)]
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    if kind is Any:
-        return True
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if isinstance(value, bool):  # which Python takes for a number
-        return kind is bool
-    classes = {float: (int, float), Path: str}
-    return isinstance(value, classes.get(kind, get_origin(kind) or kind))
+        return kind in (bool, Any)
+    return isinstance(value, CLASSES.get(kind, get_origin(kind) or kind))
 
 
 def _name(kind: Any) -> str:
@@ -85,7 +84,7 @@ def _name(kind: Any) -> str:
     return NAMES.get(kind, f"a {(get_origin(kind) or kind).__name__}")
 
 
-def _as_yaml(text: str) -> Any:
+def _read(text: str) -> Any:
     """A number, true, a list or a mapping; any other text stays as it is, blanks included."""
     for read in (int, float, yaml.safe_load):  # YAML alone takes 1e-4 for text
         with suppress(ValueError, yaml.YAMLError):
