@@ -86,13 +86,12 @@ def test_generated_texts_arrive_intact(bake_once, text):
 
 def prompts_of(texts: list[str]) -> list[tuple[str, str, str]]:
     """The text as a key of ours, as one of the library's, and as a script's option."""
-    import chat
     from sft.config import load_config, parse
 
     found = []
     for text in texts:
         words = [f"--prompt={text}", f"--system_prompt={text}", f"--run_name={text}"]
-        options, overrides = parse(words, "", chat.Options)
+        options, overrides = parse(words, "", prompt="")
         args, training_args = load_config([*overrides, "--use_cpu=true"])
         found.append((options.prompt, args.system_prompt, training_args.run_name))
     return found

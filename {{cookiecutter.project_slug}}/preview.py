@@ -2,14 +2,13 @@
 
 python preview.py                         in the terminal, and as a page: outputs/preview.html
 python preview.py --max_length 2048       any key of config.yaml can be tried
-python preview.py --smoke                 with the tiny twin's tokenizer, offline
+
+  --smoke    with the tiny twin's tokenizer, offline
 
 No model is loaded. The examples are cached: training takes them from there.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
@@ -25,14 +24,9 @@ from sft.twin import smoke_overrides
 FIRST, LONGEST, SKIPPED = 5, 2, 5  # how many rows are shown; of those skipped, for each reason
 
 
-@dataclass
-class Options:
-    smoke: Annotated[bool, "with the tiny twin's tokenizer, offline"] = False
-
-
 def main(argv: list[str]) -> Path:
     """Show the first, the longest and the skipped rows; returns the path of the page."""
-    options, overrides = parse(argv, __doc__, Options)
+    options, overrides = parse(argv, __doc__, smoke=False)
     if options.smoke:
         overrides = smoke_overrides(overrides, Path("outputs/smoke_preview"))
     args, training_args = load_config(overrides)

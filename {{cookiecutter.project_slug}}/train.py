@@ -1,13 +1,12 @@
 """Fine-tune the base model on your dataset, in seven steps.
 
-python train.py --smoke                 the whole path with a tiny twin, on the CPU, in seconds
 python train.py                         the real run; started again, it goes on where it stopped
 python train.py --learning_rate 1e-4    any key of config.yaml, for this run alone
+
+  --smoke    the whole path with a tiny twin, offline, on the CPU, in seconds
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from transformers import set_seed
 
@@ -26,14 +25,9 @@ from sft.trainer import Trainer
 from sft.twin import smoke_overrides
 
 
-@dataclass
-class Options:
-    smoke: Annotated[bool, "prove the whole path with a tiny twin, offline, on the CPU"] = False
-
-
 def main(argv: list[str]) -> Path:
     """Train, save, and return the folder of the result."""
-    options, overrides = parse(argv, __doc__, Options)
+    options, overrides = parse(argv, __doc__, smoke=False)
     if options.smoke:
         overrides = smoke_overrides(overrides)
     args, training_args = load_config(overrides, choose)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
@@ -75,28 +76,26 @@ def run(main: Callable[[list[str]], Any], interrupted: str | int = 130) -> None:
         sys.exit(interrupted)
 
 
-def parse(argv: list[str], doc: str, options: type) -> tuple[Any, list[str]]:
+def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, list[str]]:
     """Split the command line into a script's own options and the words that override config.yaml.
 
     Args:
-        options: a dataclass whose fields are typed `Annotated[type, "what it does"]`.
+        doc: the script's docstring, in which its options are; `--help` shows it.
+        defaults: the options' values where they are not given, which are of the same types.
 
     Raises:
         SystemExit: a key does not exist or a value is of the wrong type; or the help was shown.
     """
     if {"-h", "--help"} & {*argv}:
-        helps = get_type_hints(options, include_extras=True).items()
-        print(
-            doc, *(f"  --{key:<16} {kind.__metadata__[0]}" for key, kind in helps), HELP, sep="\n"
-        )
+        print(doc, HELP, sep="", end="")
         raise SystemExit(0)
-    kinds = get_type_hints(options)
-    words = _words(argv, kinds)
-    own = {key: typed(key, words.pop(key), kinds[key]) for key in kinds if key in words}
-    overrides = []
+    words, own, overrides = _words(argv, defaults), dict(defaults), []
     for key, value in words.items():
-        overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
-    return options(**own), overrides
+        if key in defaults:
+            own[key] = typed(key, value, type(defaults[key]))
+        else:
+            overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
+    return SimpleNamespace(**own), overrides
 
 
 def load_config(
