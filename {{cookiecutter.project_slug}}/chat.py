@@ -26,9 +26,7 @@ from sft.model import load_tokenizer
 
 def main(argv: list[str]) -> str:
     """Answer `--prompt`, or each line that is typed; returns the last answer."""
-    options, overrides = parse(
-        argv, __doc__, prompt="", model="", max_new_tokens=512, sample=False
-    )
+    options, overrides = parse(argv, __doc__, prompt="", model="", max_new_tokens=512, sample=False)
     args, training_args = load_config(overrides)
     folder = Path(options.model or Path(training_args.output_dir) / "final")
     if not folder.is_dir():
@@ -52,7 +50,7 @@ def prompts(given: str) -> Iterator[str]:
     if given:
         yield given
     elif not sys.stdin.isatty():
-        yield sys.stdin.read().strip()
+        yield from filter(None, [sys.stdin.read().strip()])
     else:
         with suppress(EOFError, KeyboardInterrupt):
             while line := input("> ").strip():

@@ -77,7 +77,7 @@ def classify(messages: list[dict], text: str, tokenizer, turns: str) -> list[str
         groups = [at + 1 for at, number in enumerate(owners) if number == reply]
         start, end = match.start(groups[0]), match.end(groups[-1])
         before, after = between[groups[0] - 1], between[groups[-1]]
-        # what inference does not supply may be trained on: an empty thought, or the words' own <think>
+        # what inference does not supply may have labels: an empty thought, or the row's own <think>
         free = re.search(r"(<think>\s*)?$", before)[0]
         if reply and messages[reply - 1]["role"] != "assistant":
             supplied = re.split(SENTINEL, template(marked[:reply], prompt=True))[-1]
