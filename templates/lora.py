@@ -19,11 +19,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
 
 
 def check_adapter(args: ProjectArguments) -> None:
-    """Check `args.adapter`, the LoRA keys of config.yaml: fields of `peft.LoraConfig`.
-
-    Raises:
-        SystemExit: there is no such field, or its value is out of range.
-    """
+    """Exit at a key of config.yaml that is no field of `peft.LoraConfig`, or is out of range."""
     refuse_unknown(args.adapter, [each.name for each in fields(LoraConfig)])
     r, dropout = args.adapter.get("r", 8), args.adapter.get("lora_dropout", 0.0)
     if not isinstance(r, int) or r < 1 or not isinstance(dropout, float) or not 0 <= dropout < 1:

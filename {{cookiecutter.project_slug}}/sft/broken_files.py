@@ -6,11 +6,7 @@ from pathlib import Path
 
 
 def refuse_broken_text(files: list[Path]) -> None:
-    """Refuse an empty file, and what is not UTF-8: the readers fail at it much later.
-
-    Raises:
-        SystemExit: the sentence names file and line.
-    """
+    """Exit at an empty file, or a line that is not UTF-8: the readers fail at it much later."""
     for file in files:
         if file.stat().st_size == 0:
             raise SystemExit(f"{file} is empty; it should hold one row a line.")

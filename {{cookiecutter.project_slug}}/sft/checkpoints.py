@@ -50,9 +50,7 @@ def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArgument
         )
         raise SystemExit(0)
     # from its very last step the Trainer would take one more; killed there, it repeats a few
-    unfinished = [
-        folder for folder, state in checkpoints.items() if state["global_step"] < state["max_steps"]
-    ]
+    unfinished = [folder for folder, is_at_the_end in checkpoints.items() if not is_at_the_end]
     if not unfinished:
         say(f"{output_dir} has no checkpoint before the last step: starting over.")
         return None
@@ -67,13 +65,8 @@ def step_of(checkpoint: str | Path | None) -> int:
 
 
 def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None:
-    """Refuse to start where the checkpoints will not fit: a full disk leaves a broken one.
-
-    A checkpoint holds each trained parameter and two numbers of optimizer state for it.
-
-    Raises:
-        SystemExit: too little space is free under `output_dir`.
-    """
+    """Exit where the disk has no room for the checkpoints: a full one leaves broken ones."""
+    # each holds the trained parameters, and two numbers of optimizer state for each of them
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     kept = (training_args.save_total_limit or 2) + 1  # a new one is written before an old one goes
     there = len(_complete_checkpoints(Path(training_args.output_dir)))
@@ -86,16 +79,15 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
         )
 
 
-def _complete_checkpoints(output_dir: Path) -> dict[Path, dict]:
-    """Each with its Trainer's state, the oldest first.
+def _complete_checkpoints(output_dir: Path) -> dict[Path, bool]:
+    """Each, the oldest first, and whether it is at the end of its run.
 
     A run that is killed while saving leaves a folder without `trainer_state.json`, which is written
     last, or with the Trainer's own marker in it.
     """
-    files = output_dir.glob("checkpoint-*/trainer_state.json")
-    folders = sorted((file.parent for file in files), key=step_of)
-    return {
-        folder: json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        for folder in folders
-        if not (folder / "checkpoint-is-incomplete.txt").exists()
-    }
+    found = {}
+    for file in output_dir.glob("checkpoint-*/trainer_state.json"):
+        if not file.with_name("checkpoint-is-incomplete.txt").exists():
+            state = json.loads(file.read_text(encoding="utf-8"))
+            found[file.parent] = state["global_step"] >= state["max_steps"]
+    return dict(sorted(found.items(), key=lambda item: step_of(item[0])))

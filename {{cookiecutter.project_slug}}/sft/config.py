@@ -32,11 +32,7 @@ So is any other field of transformers.TrainingArguments.
 
 @dataclass(kw_only=True)
 class ProjectArguments(DatasetArguments):
-    """The keys of config.yaml that are ours.
-
-    Raises:
-        ValueError: a number is out of its range.
-    """
+    """The keys of config.yaml that are ours; a ValueError names a number that is out of range."""
 
     base_model_path: str
     dataset: str

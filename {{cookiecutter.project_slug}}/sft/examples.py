@@ -3,7 +3,6 @@
 import gc
 import inspect
 import os
-import random
 from dataclasses import fields
 from pathlib import Path
 
@@ -51,8 +50,8 @@ def make_examples(
     if "evaluation" not in encoded and args.test_size and len(usable) > 1:
         encoded["evaluation"] = whole = encoded["train"]
         count = min(max(1, round(args.test_size * len(usable))), len(usable) - 1)
-        # the same rows whenever the run is started again
-        held_out = np.sort(usable[random.Random(0).sample(range(len(usable)), count)])
+        seeded = np.random.default_rng(0)  # the same rows whenever the run is started again
+        held_out = np.sort(seeded.choice(usable, count, replace=False))
         rest = np.setdiff1d(np.arange(len(whole)), held_out)
         reports = {"train": RowReport.of(whole, rest), "evaluation": RowReport.of(whole, held_out)}
     examples = {

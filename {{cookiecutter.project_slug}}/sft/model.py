@@ -21,11 +21,7 @@ def supported_dtype(name: str) -> torch.dtype:
 
 
 def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
-    """The tokenizer with its chat template.
-
-    Raises:
-        SystemExit: there is none at `path`, it has no chat template, or no fast version.
-    """
+    """The tokenizer in `path`; exits where it has no chat template or no fast version."""
     with _one_sentence(path):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     name = f"The tokenizer of {path!r}"

@@ -32,10 +32,7 @@ TINY = {  # multiples of 64: quantized weights share a scale by blocks
 def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke")) -> list[str]:
     """Build the twin and return the overrides that train it, offline and on the CPU."""
     args = project_arguments(overrides)
-    say(
-        "Smoke: a tiny twin with a tokenizer and a chat template of its own, up to 64 rows, and "
-        "8 x max_length, for its tokens are shorter."
-    )
+    say("Smoke: a tiny random model, up to 64 rows, 8 x max_length, for its tokens are shorter.")
     with PartialState(cpu=True).main_process_first():
         if PartialState().is_main_process:
             shutil.rmtree(ROOT / output_dir, ignore_errors=True)
