@@ -9,7 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+NAMES |= {str: "text", list: "a list", dict: "a mapping"}
 # the Python classes of a type's values, where they are not the type itself
 CLASSES = {Any: object, float: (int, float)}
 
@@ -55,18 +56,20 @@ def typed(key: str, given: Any, annotation: Any) -> Any:
         for kind in kinds:
             if _is_a(value, kind):
                 return float(value) if kind is float else value
-    wanted = " or ".join(map(_name, kinds))
+    names = [str(name) for kind in kinds for name in get_args(kind) or [NAMES.get(kind, kind)]]
+    wanted = " or ".join(names)
     raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
 
 
 def _kinds(annotation: Any) -> list:
     """The types that an annotation allows; `Enum | str` is the text of one of its members."""
-    if get_origin(annotation) not in (Union, UnionType):
-        return [annotation]
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    enums = [kind for kind in kinds if isinstance(kind, EnumType)]
-    members = [Literal[tuple(member.value for member in enum)] for enum in enums]
-    return members + [kind for kind in kinds if kind not in enums and not (enums and kind is str)]
+    kinds = [annotation]
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    for enum in [kind for kind in kinds if isinstance(kind, EnumType)]:
+        members = Literal[tuple(member.value for member in enum)]
+        kinds = [members, *(kind for kind in kinds if kind not in (enum, str))]
+    return [get_origin(kind) if get_origin(kind) in NAMES else kind for kind in kinds]
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -74,13 +77,7 @@ def _is_a(value: Any, kind: Any) -> bool:
         return value in get_args(kind)
     if isinstance(value, bool):  # which Python takes for a number
         return kind in (bool, Any)
-    return isinstance(value, CLASSES.get(kind, get_origin(kind) or kind))
-
-
-def _name(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    return NAMES.get(kind, f"a {(get_origin(kind) or kind).__name__}")
+    return isinstance(value, CLASSES.get(kind, kind))
 
 
 def _read(text: str) -> Any:
