@@ -19,11 +19,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
 
 
 def check_adapter(args: ProjectArguments) -> None:
-    """Check `args.adapter`, the LoRA keys of config.yaml: fields of `peft.LoraConfig`.
-
-    Raises:
-        SystemExit: there is no such field, or its value is out of range.
-    """
+    """Exit at a key of config.yaml that is no field of `peft.LoraConfig`, or is out of range."""
     refuse_unknown(args.adapter, [each.name for each in fields(LoraConfig)])
     r, dropout = args.adapter.get("r", 8), args.adapter.get("lora_dropout", 0.0)
     if not isinstance(r, int) or r < 1 or not isinstance(dropout, float) or not 0 <= dropout < 1:
@@ -35,8 +31,8 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
 
     A frozen weight W of shape (out, in) becomes W + (lora_alpha / r) * B @ A, with A of shape
     (r, in) and B of shape (out, r); B starts as zeros. Only A and B have gradients and optimizer
-    state. peft's `prepare_model_for_kbit_training` is not called: it casts embeddings and
-    `lm_head` to float32, which can cost more than quantization saves.
+    state. peft's `prepare_model_for_kbit_training` is not called: embeddings in float32 can cost
+    more than quantization saves.
 
     Raises:
         SystemExit: `target_modules` names what no block of the model has; peft would not say so.
@@ -44,7 +40,7 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     names = layer_names(model, args.adapter.get("target_modules") or [])
     # checkpointing recomputes a block from its input, which must carry a gradient
     model.enable_input_require_grads()
-    config = LoraConfig(task_type="CAUSAL_LM", **{**args.adapter, "target_modules": names})
+    config = LoraConfig(task_type="CAUSAL_LM", **args.adapter | {"target_modules": names})
     model = get_peft_model(model, config)  # freezes the base; A and B are float32
     # or each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
@@ -53,25 +49,23 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
 
 def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
     """The linear layers in `targets`, where a word means several; refuses what no block has."""
-
     targets = [targets] if isinstance(targets, str) else targets
     layers = linear_layers(model)
-    every = layers["all_linear"]
-    names = {_end(path) for path in every}
-    missing = [one for one in targets if not layers.get(one) and one not in names | every]
+    paths = layers["all_linear"]
+    names = {path.split(".")[-1] for path in paths}
+    missing = [word for word in targets if not layers.get(word) and word not in names | paths]
     if missing or not targets:
         raise SystemExit(
             f"target_modules: {', '.join(missing) or 'empty'} is in no block of this model; it has "
             f"{', '.join(sorted(names)) or 'no linear layers'}; attention, mlp and all_linear "
             "mean several of them."
         )
-    chosen = set().union(*(layers.get(target, {target}) for target in targets))
-    shared = {_end(path) for path in every - chosen}  # peft would take these as well
-    return sorted({path if _end(path) in shared else _end(path) for path in chosen})
-
-
-def _end(path: str) -> str:
-    return path.rpartition(".")[2]
+    chosen = set().union(*(layers.get(word, {word}) for word in targets))
+    for name in names:
+        named = {path for path in paths if path.split(".")[-1] == name}
+        if named <= chosen:  # else peft would take the others as well
+            chosen = chosen - named | {name}
+    return sorted(chosen)
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
@@ -79,16 +73,15 @@ def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
 
     Attention is what takes the attention mask, whatever its name.
     """
-    layers = {"attention": set(), "mlp": set()}
+    attention, mlp = set(), set()
     for block in model.modules():
         if isinstance(block, GradientCheckpointingLayer):
             for name, part in block.named_children():
-                given = inspect.signature(type(part).forward).parameters
-                paths = layers["attention" if "attention_mask" in given else "mlp"]
+                takes_mask = "attention_mask" in inspect.signature(type(part).forward).parameters
                 for path, module in part.named_modules(prefix=name):
                     if isinstance(module, nn.Linear):  # bitsandbytes' layers are, too
-                        paths.add(path)
-    return {**layers, "all_linear": layers["attention"] | layers["mlp"]}
+                        (attention if takes_mask else mlp).add(path)
+    return {"attention": attention, "mlp": mlp, "all_linear": attention | mlp}
 
 
 def load_base(

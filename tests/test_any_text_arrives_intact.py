@@ -60,6 +60,12 @@ def test_intact(bake, text, dataset_format):
     assert not list(project.parent.rglob("evil"))
 
 
+def test_intact_on_the_command_line(bake):
+    texts = [*HOSTILE.values(), " blanks ", "a # b", "[a, b]", "{a: b}", "null", "true", "1e-4", ""]
+    for text, arrived in zip(texts, in_project(bake.project(), prompts_of, texts), strict=True):
+        assert arrived == (text, text, text)
+
+
 # what a terminal can send: any character but a surrogate and NUL, and something to be seen
 TYPED = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 
@@ -76,6 +82,19 @@ def test_generated_texts_arrive_intact(bake_once, text):
         assert config.get(name, text) == text
     described = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
     assert described["project"]["description"] == " ".join(text.split())
+
+
+def prompts_of(texts: list[str]) -> list[tuple[str, str, str]]:
+    """The text as a key of ours, as one of the library's, and as a script's option."""
+    from sft.config import load_config, parse
+
+    found = []
+    for text in texts:
+        words = [f"--prompt={text}", f"--system_prompt={text}", f"--run_name={text}"]
+        options, overrides = parse(words, "", prompt="")
+        args, training_args = load_config([*overrides, "--use_cpu=true"])
+        found.append((options.prompt, args.system_prompt, training_args.run_name))
+    return found
 
 
 def arguments() -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -262,9 +263,6 @@ def test_the_cache_forgets_when_anything_that_makes_an_example_changes(project):
 
 
 def fingerprints() -> list[str]:
-    import inspect
-    from unittest.mock import patch
-
     from datasets import Dataset
 
     from sft.config import project_arguments
@@ -278,7 +276,9 @@ def fingerprints() -> list[str]:
     names = [name(rows, tokenizer), name(rows, build_tokenizer())]
     names += [name(rows.select([1, 2]), tokenizer), name(rows, tokenizer, "--max_length=77")]
     assert name(rows, tokenizer, "--dataset_num_proc=2") == names[0]
-    with patch.object(inspect, "getsource", lambda module: "changed"):
+    for file in ("sft/mask/tokens.py", "sft/format.py", "sft/examples.py"):
+        with Path(file).open("a", encoding="utf-8") as code:
+            code.write("#\n")
         names.append(name(rows, tokenizer))
     tokenizer.chat_template += " "
     names.append(name(rows, tokenizer))

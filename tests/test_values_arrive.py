@@ -113,7 +113,7 @@ REFUSED = {
     "--max_skipped=1.5": "max_skipped must be a share of the rows, from 0 to 1, not 1.5",
     "--test_size=1": "test_size must be a share of the rows, from 0 to below 1",
     "--dataset_num_proc=-1": "dataset_num_proc must be a number of processes, or 0, not -1",
-    "--truncation_mode=cut": "must be drop or truncate_prompt or keep_start, not 'cut'",
+    "--truncation_mode=cut": "must be drop or truncate_prompt, not 'cut'",
     "--tf32 perhaps": "tf32 must be true or false or auto, not 'perhaps'",
     "--bf16=1": "bf16 must be true or false",
     "--learning_rate fast": "learning_rate must be a number, not 'fast'",

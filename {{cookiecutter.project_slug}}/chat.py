@@ -1,64 +1,64 @@
 """Talk to the result of a training.
 
-python chat.py                                     a conversation; an empty line ends it
-python chat.py --prompt "Please Summarize: ..."    one answer
-python chat.py --model outputs/merged              another folder than the training's result
-python chat.py --system_prompt "Answer in French."
+python chat.py                                         a conversation; an empty line ends it
+python chat.py --system_prompt "Answer in French."     any key of config.yaml
+
+  --prompt            answer this and stop
+  --model             the folder to load, such as outputs/merged; without it, output_dir/final
+  --max_new_tokens    the most that an answer may have; 512
+  --sample            sample instead of taking the likeliest token
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, TextStreamer
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.adapter import load_trained
-from sft.config import load_config, parse
+from sft.config import load_config, parse, run
 from sft.model import load_tokenizer
-
-
-@dataclass
-class Options:
-    prompt: Annotated[str | None, "answer this and stop"] = None
-    model: Annotated[Path | None, "the folder to load; without it, output_dir/final"] = None
-    max_new_tokens: Annotated[int, "the most that an answer may have; 512"] = 512
-    sample: Annotated[bool, "sample instead of taking the likeliest token"] = False
 
 
 def main(argv: list[str]) -> str:
     """Answer `--prompt`, or each line that is typed; returns the last answer."""
-    options, overrides = parse(argv, __doc__, Options)
+    options, overrides = parse(argv, __doc__, prompt="", model="", max_new_tokens=512, sample=False)
     args, training_args = load_config(overrides)
-    folder = options.model or Path(training_args.output_dir) / "final"
+    folder = Path(options.model or Path(training_args.output_dir) / "final")
     if not folder.is_dir():
-        raise SystemExit(
-            f"{folder} does not exist; run train.py first, or name a folder with --model."
-        )
-
+        raise SystemExit(f"{folder} does not exist; run train.py, or name a folder with --model.")
     tokenizer = load_tokenizer(str(folder))
     model = load_trained(folder, args).eval()
     if model.device != training_args.device:  # a quantized model is there, and may not be moved
         model.to(training_args.device)
+
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     answer = ""
-    while True:
-        prompt = options.prompt if options.prompt is not None else _typed()
-        if not prompt:
-            return answer
+    for prompt in prompts(options.prompt):
         messages.append({"role": "user", "content": prompt})
         answer = reply(model, tokenizer, messages, options)
         messages.append({"role": "assistant", "content": answer})
-        if options.prompt is not None:
-            return answer
+    return answer
+
+
+def prompts(given: str) -> Iterator[str]:
+    """What is given, or all of a pipe; else each line that is typed, up to an empty one."""
+    if given:
+        yield given
+    elif not sys.stdin.isatty():
+        yield from filter(None, [sys.stdin.read().strip()])
+    else:
+        with suppress(EOFError, KeyboardInterrupt):
+            while line := input("> ").strip():
+                yield line
 
 
 def reply(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict],
-    options: Options,
+    model: PreTrainedModel, tokenizer: Tokenizer, messages: list[dict], options: SimpleNamespace
 ) -> str:
     """Print and return the model's next turn, up to its end-of-turn token."""
     inputs = tokenizer.apply_chat_template(
@@ -74,18 +74,5 @@ def reply(
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def _typed() -> str:
-    """What the user types; all of a pipe at once."""
-    if not sys.stdin.isatty():
-        return sys.stdin.read().strip()
-    try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        return ""
-
-
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

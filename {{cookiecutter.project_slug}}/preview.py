@@ -2,21 +2,19 @@
 
 python preview.py                         in the terminal, and as a page: outputs/preview.html
 python preview.py --max_length 2048       any key of config.yaml can be tried
-python preview.py --smoke                 with the tiny twin's tokenizer, offline
+
+  --smoke    with the tiny twin's tokenizer, offline
 
 No model is loaded. The examples are cached: training takes them from there.
 """
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
-from sft.config import load_config, parse, say
+from sft.config import load_config, parse, run, say
 from sft.examples import encode_rows
-from sft.mask_view import legend, page, show, show_skipped
+from sft.mask_view import page, show, show_skipped
 from sft.model import load_tokenizer
 from sft.report import show_rows
 from sft.row_report import RowReport
@@ -26,14 +24,9 @@ from sft.twin import smoke_overrides
 FIRST, LONGEST, SKIPPED = 5, 2, 5  # how many rows are shown; of those skipped, for each reason
 
 
-@dataclass
-class Options:
-    smoke: Annotated[bool, "with the tiny twin's tokenizer, offline"] = False
-
-
 def main(argv: list[str]) -> Path:
     """Show the first, the longest and the skipped rows; returns the path of the page."""
-    options, overrides = parse(argv, __doc__, Options)
+    options, overrides = parse(argv, __doc__, smoke=False)
     if options.smoke:
         overrides = smoke_overrides(overrides, Path("outputs/smoke_preview"))
     args, training_args = load_config(overrides)
@@ -43,20 +36,16 @@ def main(argv: list[str]) -> Path:
     report = RowReport.of(encoded)
     show_rows({"all rows": report})
 
-    titles = {index: f"row {index + 1}" for index in report.used[:FIRST].tolist()}
     by_length = report.used[np.argsort(-report.lengths, kind="stable")]
+    titles = {index: f"row {index + 1}" for index in report.used[:FIRST].tolist()}
     for index in by_length[:LONGEST].tolist():
         titles[index] = f"row {index + 1}, among the longest"
     shown = {title: encoded[index] for index, title in titles.items()}
     for title, example in shown.items():
-        show(title, example["input_ids"], example["labels"], tokenizer)
-    legend()
-    skipped = [
-        (number, ": ".join(filter(None, (reason, detail))), rows[number - 1])
-        for reason, those in report.skipped.items()
-        for number, detail in those[:SKIPPED]
-    ]
-    show_skipped(skipped, report.rows - len(report.used))
+        show(title, example, tokenizer)
+    numbers = [number for those in report.skipped.values() for number, _ in those[:SKIPPED]]
+    skipped = [(number, encoded[number - 1]["reason"], rows[number - 1]) for number in numbers]
+    show_skipped(skipped)
 
     path = Path(training_args.output_dir) / "preview.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +55,4 @@ def main(argv: list[str]) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

@@ -1,14 +1,12 @@
 """Fine-tune the base model on your dataset, in seven steps.
 
-python train.py --smoke                 the whole path with a tiny twin, on the CPU, in seconds
 python train.py                         the real run; started again, it goes on where it stopped
 python train.py --learning_rate 1e-4    any key of config.yaml, for this run alone
+
+  --smoke    the whole path with a tiny twin, offline, on the CPU, in seconds
 """
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from transformers import set_seed
 
@@ -16,7 +14,7 @@ import chat
 from sft.adapter import add_adapter, check_adapter
 from sft.checkpoints import check_disk, checkpoint_to_resume, step_of
 from sft.collator import get_collator
-from sft.config import load_config, parse, say
+from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
 from sft.machine import choose
 from sft.model import load_model, load_tokenizer
@@ -27,14 +25,9 @@ from sft.trainer import Trainer
 from sft.twin import smoke_overrides
 
 
-@dataclass
-class Options:
-    smoke: Annotated[bool, "prove the whole path with a tiny twin, offline, on the CPU"] = False
-
-
 def main(argv: list[str]) -> Path:
     """Train, save, and return the folder of the result."""
-    options, overrides = parse(argv, __doc__, Options)
+    options, overrides = parse(argv, __doc__, smoke=False)
     if options.smoke:
         overrides = smoke_overrides(overrides)
     args, training_args = load_config(overrides, choose)
@@ -57,8 +50,7 @@ def main(argv: list[str]) -> Path:
 
     say("4. Choose what is trained")
     model = add_adapter(model, args)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say(f"   {trained:,} parameters are trained")
+    say(f"   {model.num_parameters(only_trainable=True):,} parameters are trained")
 
     say("5. Make the Trainer")
     if "evaluation" not in examples:
@@ -74,16 +66,15 @@ def main(argv: list[str]) -> Path:
 
     say("6. Train")
     check_disk(model, training_args)
-    model.config.use_cache = False  # the cache is for generating
+    text_config = model.config.get_text_config()
+    text_config.use_cache = False  # the cache is for generating
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise SystemExit(
-            f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
-            "the same command goes on from the last checkpoint."
-        )
+    step, last = trainer.state.global_step, trainer.state.max_steps
+    if step < last:
+        raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
     if "evaluation" in examples:
         metrics |= trainer.evaluate()
-    model.config.use_cache = True
+    text_config.use_cache = True
 
     final = Path(training_args.output_dir) / "final"
     say(f"7. Save to {final}")
@@ -103,7 +94,4 @@ def main(argv: list[str]) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on from the last checkpoint, if there is one.")
+    run(main, "Interrupted; the same command goes on from the last checkpoint, if there is one.")

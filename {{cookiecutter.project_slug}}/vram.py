@@ -1,9 +1,12 @@
 """Will it fit? The memory of one training step with this project's settings, before renting a GPU.
 
 python vram.py                      what the peak is made of, which cards are enough, what helps
-python vram.py --card T4            the verdict for a card, and what to change for it
-python vram.py --max                the longest rows and the largest batch for each card
-python vram.py --lesson             why 16 bytes a trained parameter decide, and not their bits
+
+  --card             the verdict for a card, GB or a name such as T4, and what to change for it
+  --max              the longest rows and the largest batch for each card
+  --lesson           why 16 bytes a trained parameter decide, and not their bits
+  --json             in bytes, for programs
+  --trained_share    the share of tokens that are trained on; 0.25
 
 A step of this project's own code is counted (sft/count.py). What you change there is counted anew,
 as is another model: --base_model_path ORG/NAME. One GB is 2**30 bytes.
@@ -13,8 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import asdict
 
 from rich import box
 from rich.console import Console
@@ -30,16 +32,8 @@ NAMED = {  # GB that are there to use
     "a6000": 48, "a100": 79, "h100": 79, "h200": 140, "b200": 178,
 }  # fmt: skip
 BATCHES, LENGTHS = (1, 2, 4, 8), (512, 1024, 2048, 4096)
+OPTIONS = {"card": "", "max": False, "lesson": False, "json": False, "trained_share": 0.25}
 COLOURS = {"fits": "green", "tight": "yellow", "won't": "red"}
-
-
-@dataclass
-class Options:
-    card: Annotated[str | None, "the card to judge: GB, or a name such as T4"] = None
-    max: Annotated[bool, "the longest rows and the largest batch, card by card"] = False
-    lesson: Annotated[bool, "where 16 bytes a trained parameter go"] = False
-    json: Annotated[bool, "in bytes, for programs"] = False
-    trained_share: Annotated[float, "the share of tokens that are trained on (0.25)"] = 0.25
 
 
 def main(argv: list[str]) -> None:
@@ -48,7 +42,7 @@ def main(argv: list[str]) -> None:
     Raises:
         SystemExit: a card or a key does not exist, or the step cannot be counted.
     """
-    options, overrides = parse(argv, __doc__, Options)
+    options, overrides = parse(argv, __doc__, **OPTIONS)
     try:
         step = Step(overrides, options.trained_share)
     except NoCount as error:

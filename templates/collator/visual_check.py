@@ -7,7 +7,7 @@ are only read are grey, and padding is a faint dot.
 from accelerate import PartialState
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.mask_view import legend, show
+from sft.mask_view import show
 
 ROWS = 2  # of the first batch are shown
 
@@ -20,7 +20,7 @@ def get_collator(
 
 
 class VisualCheckCollator(DataCollatorForSeq2Seq):
-    """`DataCollatorForSeq2Seq` that draws the first batch it makes."""
+    """`DataCollatorForSeq2Seq` that draws the first rows of the first batch it makes."""
 
     shown = False
 
@@ -28,14 +28,9 @@ class VisualCheckCollator(DataCollatorForSeq2Seq):
         batch = super().__call__(features, return_tensors)
         if not self.shown and PartialState().is_main_process:
             self.shown = True
-            self.draw(batch)
+            for number, mask in enumerate(batch["attention_mask"][:ROWS]):
+                real = mask.sum()
+                row = {key: batch[key][number, :real].tolist() for key in ("input_ids", "labels")}
+                title = f"row {number + 1} of the first batch"
+                show(title, row, self.tokenizer, padding=len(mask) - int(real))
         return batch
-
-    def draw(self, batch: dict) -> None:
-        """Show the first rows of a batch in the terminal, the padding as well."""
-        for number, mask in enumerate(batch["attention_mask"][:ROWS].tolist()):
-            real = sum(mask)
-            ids, labels = (batch[key][number].tolist() for key in ("input_ids", "labels"))
-            title = f"row {number + 1} of the first batch"
-            show(title, ids[:real], labels[:real], self.tokenizer, padding=len(mask) - real)
-        legend(padding=True)

@@ -30,9 +30,7 @@ def columns(args: DatasetArguments) -> list[str]:
     except ValueError as error:
         raise SystemExit(f"prompt_template: {error}; {literal}") from None
     if not names:
-        raise SystemExit(
-            "prompt_template names no column; write one in braces, such as {question}."
-        )
+        raise SystemExit("prompt_template names no column; write one in braces: {question}.")
     if args.response_column in names:
         raise SystemExit(
             f"prompt_template shows the model the column {args.response_column!r}, which it is "

@@ -15,7 +15,7 @@ from sft.model import load_whole
 
 
 def check_adapter(args: ProjectArguments) -> None:
-    """Refuse what config.yaml has beside our keys and the Trainer's: there is no adapter."""
+    """Refuse what config.yaml has besides our keys and the Trainer's: there is no adapter."""
     refuse_unknown(args.adapter, known=())
 
 

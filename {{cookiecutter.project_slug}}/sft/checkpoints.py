@@ -19,9 +19,6 @@ _DECISIVE = (
 def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArguments) -> str | None:
     """The newest complete checkpoint in `output_dir`: the same command goes on after a crash.
 
-    A run that was killed while saving leaves a folder without `trainer_state.json`, which is
-    written last, or with the Trainer's own marker in it; neither is resumed.
-
     Raises:
         SystemExit: the checkpoints are of a run with other settings, or of one that is finished.
     """
@@ -32,29 +29,28 @@ def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArgument
     settings = vars(args) | args.adapter
     settings |= {key: getattr(training_args, key) for key in _DECISIVE}
     del settings["adapter"], settings["dataset_num_proc"]  # the latter changes nothing
-    settings = json.loads(json.dumps(settings, default=str))
+    text = json.dumps(settings, indent=2, default=str)
     checkpoints = _complete_checkpoints(output_dir)
     if not checkpoints:
         if training_args.process_index == 0:
             output_dir.mkdir(parents=True, exist_ok=True)
-            settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+            settings_file.write_text(text, encoding="utf-8")
             summary.unlink(missing_ok=True)
         return None
     before = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
-    changed = [key for key in settings if key in before and settings[key] != before[key]]
-    if changed:
-        raise SystemExit(
-            f"{output_dir} holds a run with {changed[0]} = {before[changed[0]]!r}, and now it is "
-            f"{settings[changed[0]]!r}: give the new run its own --output_dir, or delete it."
-        )
+    for key, now in json.loads(text).items():
+        if before.get(key, now) != now:
+            raise SystemExit(
+                f"{output_dir} holds a run with {key} = {before[key]!r}, and now it is {now!r}: "
+                "give the new run its own --output_dir, or delete it."
+            )
     if summary.exists():  # written last
         say(
-            f"{output_dir} holds a finished run: talk to it with python chat.py; "
-            "give a new run its own --output_dir."
+            f"{output_dir} holds a finished run (python chat.py); a new one needs its --output_dir."
         )
         raise SystemExit(0)
     # from its very last step the Trainer would take one more; killed there, it repeats a few
-    unfinished = [folder for folder in checkpoints if not _is_at_the_end(folder)]
+    unfinished = [folder for folder, is_at_the_end in checkpoints.items() if not is_at_the_end]
     if not unfinished:
         say(f"{output_dir} has no checkpoint before the last step: starting over.")
         return None
@@ -69,13 +65,8 @@ def step_of(checkpoint: str | Path | None) -> int:
 
 
 def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None:
-    """Refuse to start where the checkpoints will not fit: a full disk leaves a broken one.
-
-    A checkpoint holds each trained parameter and two numbers of optimizer state beside it.
-
-    Raises:
-        SystemExit: too little space is free under `output_dir`.
-    """
+    """Exit where the disk has no room for the checkpoints: a full one leaves broken ones."""
+    # each holds the trained parameters, and two numbers of optimizer state for each of them
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     kept = (training_args.save_total_limit or 2) + 1  # a new one is written before an old one goes
     there = len(_complete_checkpoints(Path(training_args.output_dir)))
@@ -88,15 +79,15 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
         )
 
 
-def _complete_checkpoints(output_dir: Path) -> list[Path]:
-    return [
-        folder
-        for folder in sorted(output_dir.glob("checkpoint-*"), key=step_of)
-        if (folder / "trainer_state.json").exists()
-        and not (folder / "checkpoint-is-incomplete.txt").exists()
-    ]
+def _complete_checkpoints(output_dir: Path) -> dict[Path, bool]:
+    """Each, the oldest first, and whether it is at the end of its run.
 
-
-def _is_at_the_end(checkpoint: Path) -> bool:
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"] >= state["max_steps"]
+    A run that is killed while saving leaves a folder without `trainer_state.json`, which is written
+    last, or with the Trainer's own marker in it.
+    """
+    found = {}
+    for file in output_dir.glob("checkpoint-*/trainer_state.json"):
+        if not file.with_name("checkpoint-is-incomplete.txt").exists():
+            state = json.loads(file.read_text(encoding="utf-8"))
+            found[file.parent] = state["global_step"] >= state["max_steps"]
+    return dict(sorted(found.items(), key=lambda item: step_of(item[0])))

@@ -4,13 +4,15 @@ import difflib
 from collections.abc import Iterable
 from contextlib import suppress
 from enum import EnumType
-from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+NAMES |= {str: "text", list: "a list", dict: "a mapping"}
+# the Python classes of a type's values, where they are not the type itself
+CLASSES = {Any: object, float: (int, float)}
 
 
 def by_key(words: list[str]) -> dict[str, str | list[str]]:
@@ -36,7 +38,7 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
             raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
 
 
-def typed(key: str, given: Any, kind: Any) -> Any:
+def typed(key: str, given: Any, annotation: Any) -> Any:
     """What is given for a key, as one of its types: for `bool | str`, `true` is True, `all` text.
 
     Args:
@@ -45,47 +47,40 @@ def typed(key: str, given: Any, kind: Any) -> Any:
     Raises:
         SystemExit: it is of none of the types.
     """
-    readings, kinds = [given], _kinds(kind)
+    kinds, readings = _kinds(annotation), [given]
     if isinstance(given, str):
-        readings = [_as_yaml(given), given, [given]]  # the last is a list of one
+        readings = [_read(given), given, [given]]
     elif given == []:
         readings = [True, given]  # a switch, such as --smoke
     for value in readings:
-        for each in kinds:
-            if _is_a(value, each):
-                return each(value) if each in (float, Path) else value
-    wanted = " or ".join(map(_name, kinds))
+        for kind in kinds:
+            if _is_a(value, kind):
+                return float(value) if kind is float else value
+    names = [str(name) for kind in kinds for name in get_args(kind) or [NAMES.get(kind, kind)]]
+    wanted = " or ".join(names)
     raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
 
 
-def _kinds(kind: Any) -> list:
-    """The types of an annotation; `Enum | str` is the text of one of its members."""
-    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    kinds = [*get_args(kind)] if get_origin(kind) in (Union, UnionType) else [kind]
-    enums = [each for each in kinds if isinstance(each, EnumType)]
-    members = [Literal[tuple(member.value for member in enum)] for enum in enums]
-    dropped = [NoneType, *enums, *([str] if enums else [])]
-    return members + [each for each in kinds if each not in dropped]
+def _kinds(annotation: Any) -> list:
+    """The types that an annotation allows; `Enum | str` is the text of one of its members."""
+    kinds = [annotation]
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    for enum in [kind for kind in kinds if isinstance(kind, EnumType)]:
+        members = Literal[tuple(member.value for member in enum)]
+        kinds = [members, *(kind for kind in kinds if kind not in (enum, str))]
+    return [get_origin(kind) if get_origin(kind) in NAMES else kind for kind in kinds]
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    if kind is Any:
-        return True
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if isinstance(value, bool):  # which Python takes for a number
-        return kind is bool
-    classes = {float: (int, float), Path: str}
-    return isinstance(value, classes.get(kind, get_origin(kind) or kind))
+        return kind in (bool, Any)
+    return isinstance(value, CLASSES.get(kind, kind))
 
 
-def _name(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    return NAMES.get(kind, f"a {(get_origin(kind) or kind).__name__}")
-
-
-def _as_yaml(text: str) -> Any:
+def _read(text: str) -> Any:
     """A number, true, a list or a mapping; any other text stays as it is, blanks included."""
     for read in (int, float, yaml.safe_load):  # YAML alone takes 1e-4 for text
         with suppress(ValueError, yaml.YAMLError):

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
 
@@ -31,11 +32,7 @@ So is any other field of transformers.TrainingArguments.
 
 @dataclass(kw_only=True)
 class ProjectArguments(DatasetArguments):
-    """The keys of config.yaml that are ours.
-
-    Raises:
-        ValueError: a number is out of its range.
-    """
+    """The keys of config.yaml that are ours; a ValueError names a number that is out of range."""
 
     base_model_path: str
     dataset: str
@@ -67,28 +64,34 @@ class ProjectArguments(DatasetArguments):
 OURS = {key: kind for key, kind in get_type_hints(ProjectArguments).items() if key != "adapter"}
 
 
-def parse(argv: list[str], doc: str, options: type) -> tuple[Any, list[str]]:
+def run(main: Callable[[list[str]], Any], interrupted: str | int = 130) -> None:
+    """Call a script's `main`; Ctrl-C ends it with `interrupted` instead of a traceback."""
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+
+
+def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, list[str]]:
     """Split the command line into a script's own options and the words that override config.yaml.
 
     Args:
-        doc: the script's docstring, shown by `--help`.
-        options: a dataclass whose fields are typed `Annotated[type, "what it does"]`.
+        doc: the script's docstring, in which its options are; `--help` shows it.
+        defaults: the options' values where they are not given, which are of the same types.
 
     Raises:
         SystemExit: a key does not exist or a value is of the wrong type; or the help was shown.
     """
-    kinds = get_type_hints(options, include_extras=True)
     if {"-h", "--help"} & {*argv}:
-        lines = [f"  --{key:<16} {get_args(kind)[1]}" for key, kind in kinds.items()]
-        print(doc, *lines, HELP, sep="\n", end="")
+        print(doc, HELP, sep="", end="")
         raise SystemExit(0)
-    words = by_key(argv)
-    _refuse_unknown(words, kinds)
-    own = {key: typed(key, words.pop(key), kinds[key]) for key in kinds if key in words}
-    overrides = []
+    words, own, overrides = _words(argv, defaults), dict(defaults), []
     for key, value in words.items():
-        overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
-    return options(**own), overrides
+        if key in defaults:
+            own[key] = typed(key, value, type(defaults[key]))
+        else:
+            overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
+    return SimpleNamespace(**own), overrides
 
 
 def load_config(
@@ -114,9 +117,7 @@ def load_config(
     # several GPUs need torchrun; from one process the Trainer would split each batch over them
     training_args._n_gpu = 1
     if training_args.hub_token:
-        raise SystemExit(
-            "hub_token would be saved in a file; set HF_TOKEN in the environment instead."
-        )
+        raise SystemExit("hub_token would be saved in a file; set HF_TOKEN in the environment.")
     if line:
         say(line)
     return args, training_args
@@ -128,10 +129,8 @@ def project_arguments(overrides: list[str]) -> ProjectArguments:
 
 
 def read_values(overrides: list[str]) -> dict[str, Any]:
-    """The keys of config.yaml and of the command line: at once, for ours alone are typed."""
-    words = by_key(overrides)
-    _refuse_unknown(words)
-    values = _config_yaml() | words
+    """The keys of config.yaml and of the command line, without torch: only ours are typed."""
+    values = _config_yaml() | _words(overrides)
     return {key: typed(key, value, OURS.get(key, Any)) for key, value in values.items()}
 
 
@@ -140,8 +139,7 @@ def typed_values(overrides: list[str]) -> dict[str, Any]:
     from transformers import TrainingArguments
 
     os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
-    config, words = _config_yaml(), by_key(overrides)
-    _refuse_unknown(words)
+    config, words = _config_yaml(), _words(overrides)
     kinds = get_type_hints(TrainingArguments) | OURS
     kinds |= {key: kinds[key] | Literal[AUTO] for key in MAY_BE_AUTO}
     others = {key: type(value) for key, value in config.items() if key not in kinds}
@@ -178,19 +176,20 @@ def _config_yaml() -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _refuse_unknown(words: dict, options: Iterable[str] = ()) -> None:
-    known = [*options, *OURS, *_config_yaml()]
-    if words.keys() <= {*known}:
-        return
-    from transformers import TrainingArguments
+def _words(argv: list[str], options: Iterable[str] = ()) -> dict[str, str | list[str]]:
+    """The command line by key; refuses what is no key of config.yaml and no script's option."""
+    words, known = by_key(argv), [*options, *OURS, *_config_yaml()]
+    if not words.keys() <= {*known}:
+        from transformers import TrainingArguments
 
-    refuse_unknown(words, [*known, *get_type_hints(TrainingArguments)])
+        refuse_unknown(words, [*known, *get_type_hints(TrainingArguments)])
+    return words
 
 
 def _make(arguments: type, values: dict[str, Any]) -> Any:
     """The dataclass with those of the values that it has a field for."""
-    names = [each.name for each in fields(arguments)]
+    names = {each.name for each in fields(arguments)} & values.keys()
     try:
-        return arguments(**{name: values[name] for name in names if name in values})
+        return arguments(**{name: values[name] for name in names})
     except (ValueError, ImportError) as error:  # both dataclasses check their values
         raise SystemExit(f"config.yaml or the command line: {error}") from None

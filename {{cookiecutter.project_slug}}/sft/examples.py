@@ -3,7 +3,6 @@
 import gc
 import inspect
 import os
-import random
 from dataclasses import fields
 from pathlib import Path
 
@@ -30,7 +29,6 @@ FEATURES = Features(
         "shortened": Value("bool"),
     }
 )
-
 ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
 
 
@@ -52,8 +50,8 @@ def make_examples(
     if "evaluation" not in encoded and args.test_size and len(usable) > 1:
         encoded["evaluation"] = whole = encoded["train"]
         count = min(max(1, round(args.test_size * len(usable))), len(usable) - 1)
-        # the same rows whenever the run is started again
-        held_out = np.sort(usable[random.Random(0).sample(range(len(usable)), count)])
+        seeded = np.random.default_rng(0)  # the same rows whenever the run is started again
+        held_out = np.sort(seeded.choice(usable, count, replace=False))
         rest = np.setdiff1d(np.arange(len(whole)), held_out)
         reports = {"train": RowReport.of(whole, rest), "evaluation": RowReport.of(whole, held_out)}
     examples = {
@@ -86,7 +84,6 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
             features=FEATURES,  # not to be guessed from the first rows, which may all be skipped
             desc="Tokenizing and masking",
             num_proc=processes if processes > 1 else None,  # 1 would start one
-            # the cache must forget when the tokenizer, the template, a setting or this code changes
             new_fingerprint=_fingerprint(rows, tokenizer, args),
         )
     finally:
@@ -105,33 +102,23 @@ def _encode_batch(
             conversations.append(error)
     how = {"control_tokens": args.control_tokens, **mask_options(args)}
     examples = []
-    for example in encode_batch(conversations, tokenizer, args.max_length, **how):
-        reason = str(example) if isinstance(example, ValueError) else ""
-        ids, labels = ([], []) if reason else (example["input_ids"], example["labels"])
-        examples.append(
-            {
-                "input_ids": ids,
-                "labels": labels,
-                "length": len(ids),
-                "trained": len(labels) - labels.count(-100),
-                "reason": reason,
-                "shortened": not reason and example["shortened"],
-            }
-        )
+    for found in encode_batch(conversations, tokenizer, args.max_length, **how):
+        example = {"input_ids": [], "labels": [], "shortened": False, "reason": ""}
+        example |= {"reason": str(found)} if isinstance(found, ValueError) else found
+        labels = example["labels"]
+        example |= {"length": len(labels), "trained": len(labels) - labels.count(-100)}
+        examples.append(example)
     return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
 
 
-# what an example is made of, beside the keys of sft/format.py
-_SETTINGS = ("max_length", "control_tokens")
-
-
 def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:
+    """The name of the examples in the cache: of all that they depend on."""
     mask = Path(inspect.getfile(encode_batch)).parent.glob("*.py")
     files = [*sorted(mask), inspect.getfile(to_messages), __file__]
     code = [Path(file).read_text(encoding="utf-8") for file in files]
     code += [transformers.__version__, tokenizers.__version__]
     vocabulary = tokenizer.backend_tokenizer.to_str()
     template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it can name those
-    settings = [getattr(args, name) for name in _SETTINGS]
-    settings += [getattr(args, field.name) for field in fields(DatasetArguments)]
+    keys = ["max_length", "control_tokens", *(field.name for field in fields(DatasetArguments))]
+    settings = [getattr(args, key) for key in keys]
     return Hasher.hash([rows._fingerprint, vocabulary, template, settings, code])

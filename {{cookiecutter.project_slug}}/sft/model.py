@@ -21,23 +21,14 @@ def supported_dtype(name: str) -> torch.dtype:
 
 
 def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
-    """The tokenizer with its chat template.
-
-    Raises:
-        SystemExit: there is none at `path`, or it has no chat template.
-    """
+    """The tokenizer in `path`; exits where it has no chat template or no fast version."""
     with _one_sentence(path):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    name = f"The tokenizer of {path!r}"
     if not tokenizer.chat_template:
-        raise SystemExit(
-            f"The tokenizer of {path!r} has no chat template; "
-            "use the instruction-tuned model of the same name, or add a template to its folder."
-        )
-    if not tokenizer.is_fast:
-        raise SystemExit(
-            f"The tokenizer of {path!r} has no fast version (tokenizer.json), and the mask "
-            "needs one: add it to the folder, or choose another model."
-        )
+        raise SystemExit(f"{name} has no chat template; choose an instruction-tuned model.")
+    if not tokenizer.is_fast:  # the mask needs to know where in the text a token is
+        raise SystemExit(f"{name} has no tokenizer.json; add it, or choose another model.")
     if tokenizer.pad_token is None:
         # harmless: labels and attention masks are made by length, never by comparing ids
         tokenizer.pad_token = tokenizer.eos_token
@@ -48,25 +39,21 @@ def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
 def load_model(args: ProjectArguments, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The base model as it is trained: with the quantization chosen in sft/quantization.py."""
     dtype = dtype or supported_dtype(args.dtype)
-    quantized = quantization_config(dtype)
-    placed = {"quantization_config": quantized, "device_map": {"": PartialState().device}}
-    return _load(args.base_model_path, args, dtype=dtype, **(placed if quantized else {}))
+    kwargs = {"dtype": dtype, "revision": args.revision}
+    if quantization := quantization_config(dtype):
+        kwargs |= {"quantization_config": quantization, "device_map": {"": PartialState().device}}
+    return load_whole(args.base_model_path, args, **kwargs)
 
 
-def load_whole(path: str, args: ProjectArguments) -> PreTrainedModel:
-    """The model in `path` as it was saved, in its own dtype."""
-    return _load(path, args, dtype="auto")
-
-
-def _load(path: str, args: ProjectArguments, **kwargs) -> PreTrainedModel:
+def load_whole(path: str, args: ProjectArguments, **kwargs) -> PreTrainedModel:
+    """The model in `path` as it was saved, in its own dtype if `kwargs` do not say another."""
     with _one_sentence(path):
         return AutoModelForCausalLM.from_pretrained(
             path,
-            revision=args.revision if path == args.base_model_path else "main",
             attn_implementation=args.attn_implementation,
             use_safetensors=True,
             trust_remote_code=False,
-            **kwargs,
+            **{"dtype": "auto", **kwargs},
         )
 
 

@@ -3,13 +3,13 @@
 import json
 import os
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import TrainingArguments
 
 from sft.config import read_values
@@ -25,25 +25,11 @@ console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # one 
 
 def show_rows(reports: dict[str, RowReport]) -> None:
     """One table of what became of the rows: used, skipped and why, lengths, trained share."""
-    table, splits = Table("", *reports, title="Rows", title_justify="left"), reports.values()
-    for column in table.columns[1:]:
-        column.justify = "right"
-
-    def line(name: str, values: list) -> None:
-        table.add_row(name, *map(str, values))
-
-    line("rows", [r.rows for r in splits])
-    line("used", [len(r.used) for r in splits])
-    for reason in dict.fromkeys(reason for r in splits for reason in r.skipped):
-        line(f"skipped: {reason}", [len(r.skipped.get(reason, ())) for r in splits])
-    if any(r.shortened for r in splits):
-        line("shortened to max_length", [r.shortened for r in splits])
-    if not all(len(r.used) for r in splits):
-        return console.print(table)
-    line("median length, tokens", [np.sort(r.lengths)[len(r.lengths) // 2] for r in splits])
-    line("longest, tokens", [r.lengths.max() for r in splits])
-    line("trained tokens", [f"{r.trained_tokens:,}" for r in splits])
-    line("share of all tokens", [f"{r.trained_tokens / r.tokens:.0%}" for r in splits])
+    splits = [Column(split, justify="right") for split in reports]
+    table = Table("", *splits, title="Rows", title_justify="left")
+    figures = [report.figures() for report in reports.values()]
+    for name in dict.fromkeys(chain(*figures)):
+        table.add_row(name, *(of_split.get(name, "0") for of_split in figures))
     console.print(table)
 
 
@@ -60,17 +46,15 @@ def summarize(
         metrics: those of `Trainer.train`, and of `Trainer.evaluate` if there was an evaluation.
         first_step: that of the checkpoint it went on from; time and speed are those since.
     """
-    state, report = trainer.state, reports["train"]
-    steps = state.global_step - first_step
-    passes = state.epoch * steps / state.global_step if steps else 0.0
-    seconds = metrics["train_runtime"]
+    state, report, seconds = trainer.state, reports["train"], metrics["train_runtime"]
+    epochs = state.epoch * (state.global_step - first_step) / max(state.global_step, 1)
     summary = {
         "rows_used": len(report.used),
         "rows_skipped": report.rows - len(report.used),
-        "trained_tokens_seen": round(state.epoch * report.trained_tokens),
+        "trained_tokens_seen": round(state.epoch * report.trained.sum()),
         "steps": state.global_step,
         "seconds": seconds,
-        "tokens_per_second": passes * report.tokens / seconds,
+        "tokens_per_second": epochs * report.lengths.sum() / seconds,
     }
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     if losses:
@@ -78,25 +62,14 @@ def summarize(
     if "eval_loss" in metrics:
         summary["eval_loss"] = metrics["eval_loss"]
     if trainer.args.device.type == "cuda":
-        summary |= peak_memory(trainer, overrides, report)
+        allocated = torch.cuda.max_memory_allocated() / GB
+        summary["peak_memory_gb"] = allocated
+        summary["peak_memory_reserved_gb"] = torch.cuda.max_memory_reserved() / GB
+        with suppress(NoCount):
+            counted = counted_peak(trainer.args, overrides, report) / GB
+            summary["peak_memory_counted_gb"] = counted
+            summary["peak_memory_difference"] = counted / allocated - 1  # a share
     return summary
-
-
-def peak_memory(trainer: Trainer, overrides: list[str], report: RowReport) -> dict[str, float]:
-    """The most that was allocated, and reserved for it, on the GPU, and what was counted, in GB.
-
-    The difference is a share of what was measured; both are left out where there is no count.
-    """
-    allocated = torch.cuda.max_memory_allocated() / GB
-    peaks = {
-        "peak_memory_gb": allocated,
-        "peak_memory_reserved_gb": torch.cuda.max_memory_reserved() / GB,
-    }
-    with suppress(NoCount):
-        counted = counted_peak(trainer.args, overrides, report) / GB
-        peaks["peak_memory_counted_gb"] = counted
-        peaks["peak_memory_difference"] = counted / allocated - 1
-    return peaks
 
 
 def counted_peak(training_args: TrainingArguments, overrides: list[str], report: RowReport) -> int:
@@ -107,9 +80,9 @@ def counted_peak(training_args: TrainingArguments, overrides: list[str], report:
     """
     values = read_values(overrides) | {
         "activation_checkpointing": training_args.activation_checkpointing,
-        "optim": str(training_args.optim.value),
+        "optim": training_args.optim.value,
         "max_length": int(report.lengths.max()),
-        "trained_share": report.trained_tokens / report.tokens,
+        "trained_share": float(report.trained.sum() / report.lengths.sum()),
     }
     return memory(count_for(overrides), values).peak
 

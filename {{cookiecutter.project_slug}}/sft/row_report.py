@@ -24,14 +24,6 @@ class RowReport:
     shortened: int  # how many of them are
     skipped: dict[str, list[tuple[int, str]]]  # reason -> (row, detail), the most frequent first
 
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
-    @property
-    def trained_tokens(self) -> int:
-        return int(self.trained.sum())
-
     @classmethod
     def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "RowReport":
         """The report of what `encode_rows` returned, or of the rows at these positions in it."""
@@ -49,6 +41,18 @@ class RowReport:
             shortened=int(column(encoded, "shortened")[used].sum()),
             skipped=dict(sorted(skipped.items(), key=lambda item: -len(item[1]))),
         )
+
+    def figures(self) -> dict[str, str]:
+        """What to show of it, by name."""
+        counts = {"rows": self.rows, "used": len(self.used)}
+        counts |= {f"skipped: {reason}": len(those) for reason, those in self.skipped.items()}
+        counts |= {"shortened to max_length": self.shortened} if self.shortened else {}
+        if len(self.used):
+            counts["median length, tokens"] = round(np.median(self.lengths))
+            counts["longest, tokens"] = self.lengths.max()
+            counts["trained tokens"] = self.trained.sum()
+            counts["% of all tokens"] = round(100 * self.trained.sum() / self.lengths.sum())
+        return {name: f"{count:,}" for name, count in counts.items()}
 
 
 def column(examples: Dataset, name: str) -> np.ndarray:

@@ -22,14 +22,27 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
         SystemExit: the dataset, file or split does not exist or cannot be read; the sentence names
             it, and the line of a broken file.
     """
-    path = Path(args.dataset).expanduser()
+    path, name = Path(args.dataset).expanduser(), f"dataset {args.dataset!r}"
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     files = [file for file in files if file.suffix in BUILDERS]
     refuse_broken_text(files)
-    source = _source(args, files)
-    rows = {"train": _load(source, args.train_split, args.dataset, files)}
-    if args.eval_split.partition("[")[0] in get_dataset_split_names(**source):
-        rows["evaluation"] = _load(source, args.eval_split, args.dataset, files)
+    source = {"path": args.dataset, "name": args.dataset_config or None}
+    if is_local(args.dataset):
+        source = _local(path, files, name)
+    try:
+        rows = {"train": load_dataset(**source, split=args.train_split)}
+        if args.eval_split.partition("[")[0] in get_dataset_split_names(**source):
+            rows["evaluation"] = load_dataset(**source, split=args.eval_split)
+    except DatasetGenerationError as error:
+        raise SystemExit(broken_line(files) or f"{name}: {error.__cause__}") from None
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SystemExit(
+            f"{name} has no rows." if "no data" in reason else f"{name}: {reason}"
+        ) from None
+    for split, found in rows.items():
+        if len(found) == 0:
+            raise SystemExit(f"{name} has no {split} rows.")
     return rows
 
 
@@ -39,43 +52,23 @@ def is_local(dataset: str) -> bool:
     return path.exists() or path.suffix in BUILDERS or dataset.startswith((".", "/", "~"))
 
 
-def _source(args: ProjectArguments, files: list[Path]) -> dict:
-    """The arguments of `load_dataset`."""
-    if not is_local(args.dataset):
-        return {"path": args.dataset, "name": args.dataset_config or None}
-    path = Path(args.dataset).expanduser()
+def _local(path: Path, files: list[Path], name: str) -> dict:
+    """The arguments of `load_dataset` for a file or folder."""
     if not path.exists():
-        raise SystemExit(f"dataset {args.dataset!r} does not exist (seen from {Path.cwd()}).")
+        raise SystemExit(f"{name} does not exist (seen from {Path.cwd()}).")
     builders = {BUILDERS[file.suffix] for file in files}
     if len(builders) != 1:
         found = ", ".join(sorted({file.suffix for file in files})) or "none"
         raise SystemExit(
-            f"dataset {args.dataset!r} must be a file of one of the kinds {', '.join(BUILDERS)}, "
-            f"or a folder with files of one kind; found {found}."
+            f"{name} must be a file or folder of files of one of the kinds {', '.join(BUILDERS)}; "
+            f"found {found}."
         )
-    builder = builders.pop()
-    source = {"path": builder, "data_dir" if path.is_dir() else "data_files": str(path)}
-    return source | (_as_text(files[0]) if builder == "csv" else {})
-
-
-def _as_text(file: Path) -> dict:
-    """A CSV's columns as text: pandas takes "NA" and "null" for missing, "007" for a number."""
-    first = pandas.read_csv(file, nrows=1)
-    if not isinstance(first.index, pandas.RangeIndex):  # pandas made row names of the first values
-        raise SystemExit(f"{file}, line 2 has more values than columns; quote texts with commas.")
-    features = Features({name: Value("string") for name in first.columns})
-    return {"features": features, "na_filter": False}
-
-
-def _load(source: dict, split: str, dataset: str, files: list[Path]) -> Dataset:
-    try:
-        rows = load_dataset(**source, split=split)
-    except DatasetGenerationError as error:
-        raise SystemExit(broken_line(files) or f"dataset {dataset!r}: {error.__cause__}") from None
-    except (ValueError, OSError) as error:
-        if "no data" in str(error):
-            raise SystemExit(f"dataset {dataset!r} has no rows.") from None
-        raise SystemExit(f"dataset {dataset!r}: {' '.join(str(error).split())[:300]}") from None
-    if len(rows) == 0:
-        raise SystemExit(f"dataset {dataset!r} has no rows in its split {split!r}.")
-    return rows
+    source = {"path": builders.pop(), "data_dir" if path.is_dir() else "data_files": str(path)}
+    if source["path"] == "csv":  # as text: pandas takes "NA" for missing, "007" for a number
+        first = pandas.read_csv(files[0], nrows=1)
+        if not isinstance(first.index, pandas.RangeIndex):  # it made row names of the first values
+            line = f"{files[0]}, line 2"
+            raise SystemExit(f"{line} has more values than columns; quote texts with commas.")
+        source["features"] = Features({column: Value("string") for column in first.columns})
+        source["na_filter"] = False
+    return source

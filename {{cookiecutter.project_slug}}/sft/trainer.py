@@ -57,7 +57,7 @@ class Trainer(transformers.Trainer):
 
     def close(self) -> None:
         """End the connection between processes."""
-        self.model_wrapped = self.model  # DDP's wrapper, if freed later, would wait for ever
+        self.model_wrapped = self.model  # DDP's wrapper, if freed later, would wait for the others
         self.accelerator.free_memory()
         self.accelerator.end_training()
 

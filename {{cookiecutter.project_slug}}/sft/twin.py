@@ -18,9 +18,7 @@ from sft.rows import is_local
 
 SAMPLE = ROOT / "data" / "sample.jsonl"
 CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
-
-# multiples of 64: quantized weights share a scale by blocks
-TINY = {
+TINY = {  # multiples of 64: quantized weights share a scale by blocks
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -34,21 +32,16 @@ TINY = {
 def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke")) -> list[str]:
     """Build the twin and return the overrides that train it, offline and on the CPU."""
     args = project_arguments(overrides)
-    say(
-        "Smoke: a tiny twin with a tokenizer and a chat template of its own, up to 64 rows, and "
-        "8 x max_length, for its tokens are shorter."
-    )
+    say("Smoke: a tiny random model, up to 64 rows, 8 x max_length, for its tokens are shorter.")
     with PartialState(cpu=True).main_process_first():
         if PartialState().is_main_process:
             shutil.rmtree(ROOT / output_dir, ignore_errors=True)
             build_twin(ROOT / output_dir / "twin", args.base_model_path)
     local = is_local(args.dataset)
+    train_split = args.train_split.partition("[")[0] if local else "train"
+    few = "--max_steps=6 --logging_steps=1 --eval_steps=3 --save_steps=3 --num_train_epochs=1"
     return [
-        "--num_train_epochs=1",
-        "--max_steps=6",
-        "--logging_steps=1",
-        "--eval_steps=3",
-        "--save_steps=3",
+        *few.split(),
         "--gradient_accumulation_steps=1",
         "--report_to=none",
         "--activation_checkpointing=true",  # whether or not your card will need it
@@ -56,7 +49,7 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
         f"--output_dir={output_dir}",
         f"--base_model_path={output_dir / 'twin'}",
         f"--dataset={args.dataset if local else SAMPLE}",
-        f"--train_split={args.train_split.partition('[')[0] if local else 'train'}[:64]",
+        f"--train_split={train_split}[:64]",
         f"--eval_split={args.eval_split.partition('[')[0]}[:16]",
         f"--max_length={8 * args.max_length}",
         "--use_cpu=true",
@@ -66,8 +59,7 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
 def build_twin(folder: Path, base_model_path: str) -> None:
     """Save a random tiny model of the base model's architecture, with a tokenizer, in `folder`."""
     local, bundled = ROOT / base_model_path / "config.json", ROOT / "base_model/config.json"
-    file = local if local.exists() else bundled
-    shape = json.loads(file.read_text(encoding="utf-8"))
+    shape = json.loads((local if local.exists() else bundled).read_text(encoding="utf-8"))
     tokenizer = build_tokenizer()
     config = AutoConfig.for_model(
         shape["model_type"],

@@ -38,31 +38,23 @@ def judge(messages: list[dict], example: dict, tokenizer, turns: str) -> str | N
             return f"not trained on, and part of a reply: {text[start:end]!r}"
         if kinds == {"prompt"} and label != -100:
             return f"trained on, and not the assistant's: {text[start:end]!r}"
-    learnt = [label for label in labels if label != -100]
-    if learnt[-1] not in {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}:
-        return "the model would not learn to stop"
+    trained = [label for label in labels if label != -100]
+    if trained[-1] not in {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}:
+        return "the model is not trained to stop"
     return ""
 
 
 def classify(messages: list[dict], text: str, tokenizer, turns: str) -> list[str] | None:
     """For each character of `text`: "prompt", "reply", or "either"."""
-    marked, words = [], []
-
-    def sentinel(says: str) -> str:
-        words.append(says.strip())
-        return f"Qz{len(words) - 1}zQ"
-
-    owners = []  # of each sentinel
+    marked, words, owners = [], [], []  # sentinels stand for words, which are of messages
     for number, message in enumerate(messages):
-        thought = THOUGHT.fullmatch(message["content"]) if message["role"] == "assistant" else None
         if message.get("reasoning_content") or not message["content"].strip():
             return None
-        if thought:
-            opened, inside, closed, answer = thought.groups()
-            content = opened + sentinel(inside) + closed + sentinel(answer)
-            owners += [number, number]
-        else:
-            content = sentinel(message["content"])
+        thought = THOUGHT.fullmatch(message["content"]) if message["role"] == "assistant" else None
+        parts, content = thought.groups() if thought else ("", message["content"]), ""
+        for literal, said in zip(parts[::2], parts[1::2], strict=True):
+            content += f"{literal}Qz{len(words)}zQ"
+            words.append(said.strip())
             owners.append(number)
         marked.append({**message, "content": content})
 
@@ -85,7 +77,7 @@ def classify(messages: list[dict], text: str, tokenizer, turns: str) -> list[str
         groups = [at + 1 for at, number in enumerate(owners) if number == reply]
         start, end = match.start(groups[0]), match.end(groups[-1])
         before, after = between[groups[0] - 1], between[groups[-1]]
-        # what inference does not supply may be learnt: an empty thought, or the words' own <think>
+        # what inference does not supply may have labels: an empty thought, or the row's own <think>
         free = re.search(r"(<think>\s*)?$", before)[0]
         if reply and messages[reply - 1]["role"] != "assistant":
             supplied = re.split(SENTINEL, template(marked[:reply], prompt=True))[-1]
