@@ -306,23 +306,10 @@ def gpu_memory_section(found: dict) -> list[str]:
 
 
 def memory_sections(results: Path) -> list[str]:
-    """How far the memory formula is from traced steps, and tracing from what GPUs have measured."""
-    traced = {
-        "the models as they are": results / "memory.json",
-        "with a vocabulary of 8,192": results / "memory_8192.json",
-    }
-    lines = ["### Memory", "", "The formula against traced steps (`bench/memory.py`):", ""]
-    lines += ["|  | configurations | mean error | worst |", "|---|--:|--:|--:|"]
-    for name, file in traced.items():
-        groups = {}
-        for one in json.loads(file.read_text(encoding="utf-8")) if file.exists() else []:
-            error = abs(one["formula"] / one["trace"] - 1)
-            for group in ("all", f"{one['quantization']}, {one['lora_targets']}"):
-                groups.setdefault(group, []).append(error)
-        for group, errors in groups.items():
-            lines.append(_errors(f"{name}: {group}", errors))
-    lines += ["", "Steps traced in the same way against measured peaks (`bench/published.py`):", ""]
-    lines += ["|  | measurements | mean error | worst |", "|---|--:|--:|--:|"]
+    """How far counting a traced step is from what GPUs have measured for other people's code."""
+    lines = ["### Memory", "", "Steps counted on fake tensors against peaks that others measured, "]
+    lines[-1] += "their code and their settings (`bench/published.py`):"
+    lines += ["", "|  | measurements | mean error | worst |", "|---|--:|--:|--:|"]
     groups = {}
     published = results / "published.json"
     for one in json.loads(published.read_text(encoding="utf-8")) if published.exists() else []:

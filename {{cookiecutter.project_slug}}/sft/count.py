@@ -288,9 +288,10 @@ class _Step:
         for phase, below, above in (("forward", made, [{}] * depth), ("backward", kept, left)):
             for layer in layers:
                 totals = [("", _sum(total)) for place, total in moments if place == (phase, layer)]
+                highest = [total for _, total in _highest(totals)]
                 for at in (at for at, stand_in in enumerate(self.order) if stand_in == layer):
                     name = f"{phase} of layer {at + 1}"
-                    full += [(name, whole(t, layer, at, below, above)) for _, t in _highest(totals)]
+                    full += [(name, whole(one, layer, at, below, above)) for one in highest]
         for (phase, _), total in moments:
             if phase not in ("forward", "backward"):
                 now = [_of_layer(total, layer) for layer in layers]
@@ -324,7 +325,7 @@ def _highest(totals: list[tuple[str, Bytes]]) -> list[tuple[str, Bytes]]:
         )
     ]
     values = [[prod(point[name] for name in key.split("*")) for key in names] for point in points]
-    best = (np.array(values) @ table.T).argmax(axis=1)
+    best = np.einsum("pk,tk->pt", values, table).argmax(axis=1)
     return [totals[number] for number in sorted({*best.tolist()})]
 
 
