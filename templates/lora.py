@@ -40,7 +40,7 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     names = layer_names(model, args.adapter.get("target_modules") or [])
     # checkpointing recomputes a block from its input, which must carry a gradient
     model.enable_input_require_grads()
-    config = LoraConfig(task_type="CAUSAL_LM", **args.adapter | {"target_modules": names})
+    config = LoraConfig(task_type="CAUSAL_LM", **{**args.adapter, "target_modules": names})
     model = get_peft_model(model, config)  # freezes the base; A and B are float32
     # or each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)

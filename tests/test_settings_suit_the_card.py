@@ -1,6 +1,5 @@
 """What config.yaml leaves to the machine suits the card; what its owner says stays as it is."""
 
-
 import pytest
 
 from conftest import in_project

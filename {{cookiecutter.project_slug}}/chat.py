@@ -50,7 +50,8 @@ def prompts(given: str) -> Iterator[str]:
     if given:
         yield given
     elif not sys.stdin.isatty():
-        yield from filter(None, [sys.stdin.read().strip()])
+        if text := sys.stdin.read().strip():
+            yield text
     else:
         with suppress(EOFError, KeyboardInterrupt):
             while line := input("> ").strip():

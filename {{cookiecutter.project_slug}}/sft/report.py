@@ -6,8 +6,8 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
 from transformers import TrainingArguments
@@ -16,9 +16,6 @@ from sft.config import read_values
 from sft.memory import GB, NoCount, count_for, memory
 from sft.row_report import RowReport
 from sft.trainer import Trainer
-
-matplotlib.use("Agg")  # no display is needed
-import matplotlib.pyplot as plt  # noqa: E402
 
 console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # one process speaks
 
@@ -99,7 +96,8 @@ def show_summary(summary: dict, output_dir: Path) -> None:
 
 def plot_loss(log_history: list[dict], path: Path) -> None:
     """Draw training and evaluation loss over the steps as a PNG."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")  # pyplot would look for a display
+    axes = figure.subplots()
     for key, label in (("loss", "training"), ("eval_loss", "evaluation")):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         if points:
@@ -109,4 +107,3 @@ def plot_loss(log_history: list[dict], path: Path) -> None:
     if axes.lines:
         axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -40,11 +40,10 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
     local = is_local(args.dataset)
     train_split = args.train_split.partition("[")[0] if local else "train"
     few = "--max_steps=6 --logging_steps=1 --eval_steps=3 --save_steps=3 --num_train_epochs=1"
+    plain = "--gradient_accumulation_steps=1 --report_to=none --activation_checkpointing=true"
     return [
         *few.split(),
-        "--gradient_accumulation_steps=1",
-        "--report_to=none",
-        "--activation_checkpointing=true",  # whether or not your card will need it
+        *plain.split(),
         *overrides,
         f"--output_dir={output_dir}",
         f"--base_model_path={output_dir / 'twin'}",

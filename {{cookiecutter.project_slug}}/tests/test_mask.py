@@ -5,36 +5,42 @@ from contextlib import suppress
 import pytest
 from oracle import judge
 
-from sft.format import to_messages
+from sft.format import mask_options, to_messages
 from sft.mask import MaskError, encode, encode_batch
 from sft.stop_tokens import stop_tokens
 
 
 @pytest.fixture(scope="module")
-def encoded(args, rows, tokenizer):
+def turns(args):
+    """Which replies are trained on: "all" or "last"."""
+    return mask_options(args).get("turns", "all")
+
+
+@pytest.fixture(scope="module")
+def encoded(args, rows, tokenizer, turns):
     """(messages, example) of each of the first rows that can be trained on."""
     pairs = []
     for row in rows:
         with suppress(ValueError):
             messages = to_messages(row, args)
-            pairs.append((messages, encode(messages, tokenizer, turns=args.turns)))
+            pairs.append((messages, encode(messages, tokenizer, turns=turns)))
     assert pairs, "none of the first rows can be trained on: python preview.py says why"
     return pairs
 
 
-def test_the_mask_covers_the_replies_and_nothing_else(args, encoded, tokenizer):
-    verdicts = [judge(messages, example, tokenizer, args.turns) for messages, example in encoded]
+def test_the_mask_covers_the_replies_and_nothing_else(encoded, tokenizer, turns):
+    verdicts = [judge(messages, example, tokenizer, turns) for messages, example in encoded]
     assert "" in verdicts, "the oracle can tell of none of these rows"
     assert not any(verdicts), next(filter(None, verdicts))
 
 
-def test_each_reply_is_taught_to_end(args, encoded, tokenizer):
+def test_each_reply_is_trained_to_end(encoded, tokenizer):
     stop = set(stop_tokens(tokenizer))
     for _, example in encoded:
         assert [label for label in example["labels"] if label != -100][-1] in stop
 
 
-def test_the_oracle_sees_a_spoiled_mask(args, encoded, tokenizer):
+def test_the_oracle_sees_a_spoiled_mask(encoded, tokenizer, turns):
     messages, example = encoded[0]
     ids, labels = example["input_ids"], example["labels"]
     control = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
@@ -45,12 +51,12 @@ def test_the_oracle_sees_a_spoiled_mask(args, encoded, tokenizer):
         "the end missing": [-100 if label in control else label for label in labels],
     }
     for name, spoiled in spoils.items():
-        assert judge(messages, {**example, "labels": spoiled}, tokenizer, args.turns), name
+        assert judge(messages, {**example, "labels": spoiled}, tokenizer, turns), name
 
 
-def test_a_batch_is_encoded_like_its_rows(args, encoded, tokenizer):
+def test_a_batch_is_encoded_like_its_rows(encoded, tokenizer, turns):
     conversations = [messages for messages, _ in encoded]
-    batch = encode_batch(conversations, tokenizer, None, args.turns)
+    batch = encode_batch(conversations, tokenizer, None, turns)
     assert batch == [example for _, example in encoded]
 
 
@@ -60,10 +66,10 @@ def test_a_conversation_that_is_too_long_is_refused_not_cut(encoded, tokenizer):
         encode(messages, tokenizer, max_length=len(example["input_ids"]) - 1)
 
 
-def test_a_prompt_is_cut_where_config_says_so_and_the_reply_is_not(args, encoded, tokenizer):
+def test_a_prompt_is_cut_where_config_says_so_and_the_reply_is_not(encoded, tokenizer, turns):
     messages, example = max(encoded, key=lambda pair: len(pair[1]["input_ids"]))
     limit = len(example["input_ids"]) - 1
-    shortened = encode(messages, tokenizer, limit, args.turns, "truncate_prompt")
+    shortened = encode(messages, tokenizer, limit, turns, "truncate_prompt")
     assert len(shortened["input_ids"]) <= limit
     left, before = (
         [label for label in labels if label != -100]
