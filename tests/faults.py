@@ -273,7 +273,7 @@ class Places:
     def at_Assign(self, node, scope):
         if all(
             isinstance(target, (ast.Attribute, ast.Subscript))
-            and not self.text(target).startswith("self.")
+            and root(target) not in {"self", *self.looks}
             for target in node.targets
         ):
             yield self.fault("statement dropped", node, scope, "pass")
@@ -336,10 +336,22 @@ def names_of_looks(tree: ast.AST) -> set[str]:
             continue
         names |= {name for name, module in modules.items() if module.split(".")[0] in DRAWING}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and root(node.value) in names:
-            targets = [one for target in node.targets for one in ast.walk(target)]
-            names |= {one.id for one in targets if isinstance(one, ast.Name)}
+        for target, value in given(node):
+            if root(value) in names:
+                names |= {one.id for one in ast.walk(target) if isinstance(one, ast.Name)}
     return names
+
+
+def given(node: ast.AST) -> list[tuple[ast.AST, ast.AST]]:
+    """What an assignment or a loop gives a name, each with its value."""
+    if isinstance(node, ast.For):
+        return [(node.target, node.iter)]
+    if not isinstance(node, ast.Assign):
+        return []
+    (target, *_), value = node.targets, node.value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        return list(zip(target.elts, value.elts, strict=False))
+    return [(target, value)]
 
 
 def is_text(node: ast.AST) -> bool:

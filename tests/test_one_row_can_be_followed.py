@@ -26,10 +26,10 @@ def files_on_the_way(row: dict) -> list[str]:
         if event == "call" and frame.f_code.co_filename.startswith(root):
             files.append(frame.f_code.co_filename)
 
-    _encode_batch(batch, [0], tokenizer, args)  # once, for what is kept
+    _encode_batch(batch, tokenizer, args)  # once, for what is kept
     sys.setprofile(note)
     try:
-        table = _encode_batch(batch, [0], tokenizer, args)
+        table = _encode_batch(batch, tokenizer, args)
     finally:
         sys.setprofile(None)
     assert table["reason"].to_pylist() == [""], table["reason"]
