@@ -25,9 +25,9 @@ DRAWING = ("rich", "matplotlib")  # how a table or a plot looks is no behaviour,
 NEIGHBOURS = {"nf4": "fp4", "right": "left", "no": "steps", "auto": "float32"}
 # faults that somebody once planted by hand; each must go through nowhere
 PLANTED = {
-    "lora_alpha is ignored": (r"lora_alpha=args\.lora_alpha", "lora_alpha=8"),
-    "lora_dropout is ignored": (r"lora_dropout=args\.lora_dropout", "lora_dropout=0.0"),
-    "r is ignored": (r"\br=args\.r\b", "r=8"),
+    "lora_alpha is ignored": (r"(\*\*args\.adapter, )(\"tar)", r'\1"lora_alpha": 8, \2'),
+    "lora_dropout is ignored": (r"(\*\*args\.adapter, )(\"tar)", r'\1"lora_dropout": 0.0, \2'),
+    "r is ignored": (r"(\*\*args\.adapter, )(\"tar)", r'\1"r": 8, \2'),
     "fp4 for nf4": (r'bnb_4bit_quant_type="nf4"', 'bnb_4bit_quant_type="fp4"'),
     "no double quantization": (r"use_double_quant=True", "use_double_quant=False"),
     "arithmetic in another dtype": (r"compute_dtype=dtype", "compute_dtype=torch.float16"),
@@ -36,12 +36,12 @@ PLANTED = {
         "add_generation_prompt=False, return_tensors",
     ),
     "evaluation on the training rows": (
-        r'eval_dataset=datasets\.get\("evaluation"\)',
-        'eval_dataset=datasets["train"]',
+        r'eval_dataset=examples\.get\("evaluation"\)',
+        'eval_dataset=examples["train"]',
     ),
     "held-out rows are trained on, too": (
-        r"np\.setdiff1d\(used\[\"train\"\], held_out\)",
-        'used["train"]',
+        r"np\.setdiff1d\((np\.arange\(len\(whole\)\)), held_out\)",
+        r"\1",
     ),
     "padding on the left": (r'padding_side = "right"', 'padding_side = "left"'),
     "the saved model ends its turns as before": (
@@ -91,6 +91,9 @@ def all_faults(template: Path, project: str, keys: dict) -> list[Fault]:
     Args:
         project: the name of the project's folder in the template.
         keys: those of config.yaml, with a value of each.
+
+    Raises:
+        ValueError: the code has nothing for the pattern of a fault in `PLANTED`.
     """
     found, own = {}, set()
     files = sorted([*(template / "templates").rglob("*"), *(template / project).rglob("*")])
@@ -110,6 +113,9 @@ def all_faults(template: Path, project: str, keys: dict) -> list[Fault]:
             continue
         for fault in made:
             found.setdefault((name, fault.start, fault.end, fault.new), fault)
+    missing = PLANTED.keys() - {fault.kind.partition(": ")[2] for fault in found.values()}
+    if missing:
+        raise ValueError(f"no code is as PLANTED in faults.py says for {sorted(missing)}; adapt it")
     return list(found.values())
 
 
@@ -267,7 +273,7 @@ class Places:
     def at_Assign(self, node, scope):
         if all(
             isinstance(target, (ast.Attribute, ast.Subscript))
-            and not self.text(target).startswith("self.")
+            and root(target) not in {"self", *self.looks}
             for target in node.targets
         ):
             yield self.fault("statement dropped", node, scope, "pass")
@@ -330,10 +336,22 @@ def names_of_looks(tree: ast.AST) -> set[str]:
             continue
         names |= {name for name, module in modules.items() if module.split(".")[0] in DRAWING}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and root(node.value) in names:
-            targets = [one for target in node.targets for one in ast.walk(target)]
-            names |= {one.id for one in targets if isinstance(one, ast.Name)}
+        for target, value in given(node):
+            if root(value) in names:
+                names |= {one.id for one in ast.walk(target) if isinstance(one, ast.Name)}
     return names
+
+
+def given(node: ast.AST) -> list[tuple[ast.AST, ast.AST]]:
+    """What an assignment or a loop gives a name, each with its value."""
+    if isinstance(node, ast.For):
+        return [(node.target, node.iter)]
+    if not isinstance(node, ast.Assign):
+        return []
+    (target, *_), value = node.targets, node.value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        return list(zip(target.elts, value.elts, strict=False))
+    return [(target, value)]
 
 
 def is_text(node: ast.AST) -> bool:

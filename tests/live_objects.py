@@ -59,7 +59,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path) -> None:
     check_rows(seen)
     check_keys_of_rows(answers, seen)
     check_evaluation_loss(seen, final)
-    check_chat(seen)
+    check_chat(seen, final)
     check_loading(answers, seen)
     assert seen["tokenizer"].padding_side == "right" and seen["tokenizer"].pad_token
     assert seen["use_cache"] is False and seen["model"].config.use_cache is True
@@ -266,7 +266,7 @@ def check_evaluation_loss(seen: dict, final: Path) -> None:
     assert summary["rows_used"] == len(trainer.train_dataset)
 
 
-def check_chat(seen: dict) -> None:
+def check_chat(seen: dict, final: Path) -> None:
     """The model was given the conversation up to where it answers, and its answer came back."""
     tokenizer = seen["tokenizer"]
     (argv, _, said), (given, kwargs, output) = (
@@ -281,6 +281,8 @@ def check_chat(seen: dict) -> None:
     ids = kwargs["input_ids"][0].tolist()
     assert tokenizer.decode(ids) == wanted, tokenizer.decode(ids)
     assert kwargs["attention_mask"].all() and not given[0].training
+    saved = json.loads((final / "generation_config.json").read_text(encoding="utf-8"))
+    assert given[0].generation_config.eos_token_id == saved["eos_token_id"]
     assert kwargs["max_new_tokens"] == limit and kwargs["do_sample"] is False
     assert (
         kwargs["streamer"].skip_prompt and kwargs["streamer"].decode_kwargs["skip_special_tokens"]

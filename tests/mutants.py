@@ -170,7 +170,7 @@ def has(fault: Fault, files: dict[str, str]) -> bool:
         return False
     if is_python(fault.file):  # whatever its name is there
         whole = (TEMPLATE / fault.file).read_text(encoding="utf-8").strip()
-        return whole in (text.strip() for text in files.values())
+        return any(text.strip().endswith(whole) for text in files.values())
     return plain_name(fault.file).removeprefix(f"{PROJECT.name}/") in files
 
 
@@ -408,22 +408,24 @@ def functions_of(profile: cProfile.Profile, files: dict[str, str]) -> set[tuple[
         code = entry.code
         if isinstance(code, str) or not code.co_filename.endswith(".py"):
             continue
-        file = template_file(code.co_filename, tuple(files.items()))
+        file, before = template_file(code.co_filename, tuple(files.items()))
         if file:
-            found.add((file, 0 if code.co_name == "<module>" else code.co_firstlineno))
+            line = 0 if code.co_name == "<module>" else code.co_firstlineno - before
+            found.add((file, line))
     return found
 
 
 @cache
-def template_file(path: str, files: tuple) -> str | None:
-    """The file of the template that this file of a project is a copy of."""
+def template_file(path: str, files: tuple) -> tuple[str, int]:
+    """The file of the template that this one ends with, and the lines before; else "" and 0."""
     if "site-packages" in path or "/lib/python" in path:
-        return None
+        return "", 0
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except OSError:
-        return None
-    return dict(files).get(text)
+        return "", 0
+    own = max((part for part, _ in files if text.endswith(part)), key=len, default="")
+    return dict(files).get(own, ""), text.count("\n") - own.count("\n")
 
 
 def record(test_file: str, home: Path, template: Path) -> dict:

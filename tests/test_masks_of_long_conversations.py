@@ -108,13 +108,13 @@ def count_trained(messages: list, max_length: int, turns: str) -> int:
     from datasets import Dataset
 
     from sft.config import project_arguments
-    from sft.examples import prepare
+    from sft.examples import make_examples
 
     options = {"max_length": max_length, "turns": turns, "truncation_mode": "truncate_prompt"}
     options |= {"messages_column": "messages", "test_size": 0}
     args = project_arguments([f"--{key}={value}" for key, value in options.items()])
     rows = {"train": Dataset.from_list([{"messages": messages}])}
-    _, reports = prepare(rows, tokenizer_with(CHATML, CONTROL, "</s>"), args)
+    _, reports = make_examples(rows, tokenizer_with(CHATML, CONTROL, "</s>"), args)
     return reports["train"].trained[0]
 
 

@@ -263,6 +263,8 @@ def test_the_cache_forgets_when_anything_that_makes_an_example_changes(project):
 
 
 def fingerprints() -> list[str]:
+    from unittest.mock import patch
+
     from datasets import Dataset
 
     from sft.config import project_arguments
@@ -276,10 +278,16 @@ def fingerprints() -> list[str]:
     names = [name(rows, tokenizer), name(rows, build_tokenizer())]
     names += [name(rows.select([1, 2]), tokenizer), name(rows, tokenizer, "--max_length=77")]
     assert name(rows, tokenizer, "--dataset_num_proc=2") == names[0]
-    for file in ("sft/mask/tokens.py", "sft/format.py", "sft/examples.py"):
-        with Path(file).open("a", encoding="utf-8") as code:
-            code.write("#\n")
+    for option in ("--control_tokens=escape", "--system_prompt=Be brief."):
+        names.append(name(rows, tokenizer, option))
+    for file in map(Path, ("sft/mask/tokens.py", "sft/format.py", "sft/examples.py")):
+        before = file.read_text(encoding="utf-8")
+        file.write_text(before + "# edited\n", encoding="utf-8")
         names.append(name(rows, tokenizer))
+        file.write_text(before, encoding="utf-8")
+    for library in ("transformers", "tokenizers"):
+        with patch(f"{library}.__version__", "0"):
+            names.append(name(rows, tokenizer))
     tokenizer.chat_template += " "
     names.append(name(rows, tokenizer))
     tokenizer.add_tokens(["new"])
