@@ -46,4 +46,3 @@ def test_what_is_counted_is_what_is_read(tmp_path):
 def test_it_stays_within_the_limits(project):
     path, python = reading.path_of_a_row(project), reading.all_python(project)
     assert reading.total(path).minutes <= reading.LIMIT_MINUTES
-    assert reading.total(python).lines <= reading.LIMIT_LINES

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from, if it is the same run, and the disk space for more."""
+"""Which checkpoint a run resumes, whether it is the same run, and the disk space for more."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The words of a command line, as values of the types that their keys have."""
+"""Command line words as values of the types that their keys have."""
 
 import difflib
 from collections.abc import Iterable

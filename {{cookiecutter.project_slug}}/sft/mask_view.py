@@ -1,4 +1,4 @@
-"""A mask, drawn: its tokens in the terminal and on a web page."""
+"""The mask drawn as coloured tokens: in the terminal and on a web page."""
 
 import json
 from html import escape

@@ -1,4 +1,4 @@
-"""The tokens that end a reply: read from the mask, and saved with the model for generation."""
+"""Tokens that end a reply: read from the mask, and saved with the model for generation."""
 
 from itertools import pairwise
 

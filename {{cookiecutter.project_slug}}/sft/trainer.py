@@ -1,4 +1,4 @@
-"""transformers' `Trainer`: logits only for trained tokens, and an evaluation loss per token."""
+"""Logits only for trained tokens and an evaluation loss per token: transformers' `Trainer`."""
 
 import torch.nn.functional as F
 import transformers

@@ -1,4 +1,4 @@
-"""The tiny twin: the base model's architecture, shrunk to random weights that train on a laptop.
+"""A tiny twin of the base model for --smoke: its architecture with random weights, on a laptop.
 
 `python train.py --smoke` changes three values (base model, dataset, device) and a few numbers; all
 else is the code of a real run.

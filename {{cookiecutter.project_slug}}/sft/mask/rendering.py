@@ -1,4 +1,4 @@
-"""The text that the chat template writes: does it hold every message, and where are the replies.
+"""What the chat template writes: does it hold every message, and where are the replies.
 
 A reply begins where the generation prompt ends, which inference supplies. What it does not supply
 is trained on, such as the empty thought that a template writes before an answer without one.
