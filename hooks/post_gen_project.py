@@ -18,7 +18,7 @@ from sft.config import read_values
 UNTITLED = {  # files whose format has no room for a word on themselves
     "answers.json": "what this project was generated from",
     "base_model/config.json": "the base model's shape",
-    "base_model/memory.json": "what one training step takes, counted",
+    "base_model/memory.json": "the counts that vram.py reads",
     "base_model/twin_chat_template.jinja": "its chat template",
     "data/sample.jsonl": "rows as yours should be",
     "pyproject.toml": "dependencies and tools",

@@ -1,4 +1,4 @@
-"""Rows to examples: encoded in batches, cached, some of them held out for evaluation."""
+"""All rows to examples: encoded in batches, cached, some of them held out for evaluation."""
 
 import gc
 import inspect

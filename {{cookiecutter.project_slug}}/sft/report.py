@@ -1,4 +1,4 @@
-"""What is shown before and after training: tables in the terminal, a plot of the loss."""
+"""Tables before and after training, and a plot of the loss."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What became of the rows: which are used, and which are skipped and why."""
+"""How many rows are used, and which are skipped and why."""
 
 from dataclasses import dataclass
 
