@@ -191,15 +191,15 @@ def fingerprints(several: list) -> list[str]:
 
 
 def test_the_count_is_near_the_formula_that_it_replaced(memory):
-    """300 drawn configurations. For quantized weights without checkpointing that formula was up to
-    12% high, measured on a GPU: it counted casts of LoRA's inputs that a GPU does not make."""
+    """Of 300 drawn configurations those with weights in 16 or 32 bits. For quantized weights the
+    formula had casts of LoRA's inputs that a GPU does not make; a GPU's peaks judge there."""
     drawn = json.loads((TEMPLATE / "tests/memory_of_the_formula.json").read_text(encoding="utf-8"))
     off = []
     for one in drawn:
-        if one["activation_checkpointing"] or one["structure"].startswith("none"):
+        if one["structure"].startswith("none"):
             found = memory(kept(one["base_model"], one["structure"]), one)
             off.append(abs(found.peak / one["formula"] - 1))
-    assert len(off) > 200
+    assert len(off) > 100
     assert sum(off) / len(off) < 0.005
     assert max(off) < 0.015
 
