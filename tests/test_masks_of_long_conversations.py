@@ -206,3 +206,10 @@ def rendered(turns: int) -> dict:
 def test_the_work_for_a_turn_does_not_grow_with_their_number(project):
     for mode, messages in in_project(project, rendered, 1000).items():
         assert messages < 16, mode
+
+
+def test_a_call_of_a_tool_needs_no_content_to_be_left_out(project):
+    call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    messages = [*LONG[:2], call, *chat("tool: You"), *LONG[2:]]
+    how = {"max_length": 200, "truncation_mode": "truncate_prompt", "turns": "last"}
+    assert in_project(project, with_options, CHATML, messages, how) == ["Me<|im_end|>"]

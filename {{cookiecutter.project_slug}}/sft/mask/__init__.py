@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.mask.control_tokens import hide_forged
 from sft.mask.conversation import MaskError, Row, check
 from sft.mask.end_of_turn import end_turns
-from sft.mask.rendering import locate, render_text
+from sft.mask.rendering import check_text, locate, render_texts
 from sft.mask.shorten import shorten
 from sft.mask.tokens import label, tokenize
 from sft.mask.vocabulary import Settings, Vocabulary
@@ -28,13 +28,15 @@ __all__ = ["MaskError", "encode", "encode_batch"]
 
 STEPS = (
     check,  # is the conversation sound, and which replies are trained on
-    render_text,  # the text that the chat template writes, with every message in it
+    render_texts,  # the text that the chat template writes
+    check_text,  # is every message in it
     hide_forged,  # control tokens in the row's own words: refused, or hidden
     locate,  # the replies in the text: after their prompts, or where markers were
     end_turns,  # what ends each reply
     tokenize,  # text to ids, replies to spans of ids
     label,  # spans to labels
 )
+FOR_ALL_ROWS = (render_texts, tokenize)  # one call for many texts takes less time
 
 
 def encode(
@@ -88,7 +90,7 @@ def encode_batch(
     _run_steps(rows, settings)
     examples = []
     for row in rows:
-        is_long = max_length is not None and len(row.ids) > max_length
+        is_long = row.error is None and max_length is not None and len(row.ids) > max_length
         if is_long:
             run_steps = partial(_run_steps, settings=settings)
             row = shorten(row, max_length, truncation_mode, run_steps, tokenizer)
@@ -100,8 +102,8 @@ def encode_batch(
 def _run_steps(rows: list[Row], settings: Settings) -> None:
     """Takes the rows through all steps; one with an error goes no further."""
     for step in STEPS:
-        if step is tokenize:  # many texts in one call take less time
-            tokenize([row for row in rows if row.error is None], settings)
+        if step in FOR_ALL_ROWS:
+            step([row for row in rows if row.error is None], settings)
             continue
         for row in rows:
             if row.error is None:

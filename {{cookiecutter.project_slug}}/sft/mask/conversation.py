@@ -1,6 +1,7 @@
 """A conversation on its way to labels, and whether it can be trained on at all."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sft.mask.vocabulary import Settings, Span
 
@@ -16,23 +17,23 @@ class MaskError(ValueError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """A conversation on its way to labels: each step fills in fields."""
 
     messages: list[dict]
     error: ValueError | None = None  # why there is no mask
-    trained: list[int] = field(default_factory=list)  # positions of the replies to train on
+    trained: Sequence[int] = ()  # positions of the replies to train on
     text: str = ""  # as the chat template writes it
     # both again, with the control tokens in the row's own words hidden; and where these are
-    safe_messages: list[dict] = field(default_factory=list)
+    safe_messages: Sequence[dict] = ()
     safe_text: str = ""
-    forged: list[Span] = field(default_factory=list)
-    replies: list[Span] = field(default_factory=list)  # characters of each; later with its end
+    forged: Sequence[Span] = ()
+    replies: Sequence[Span] = ()  # characters of each; later with its end
     is_ended: bool = False  # whether the template itself ends the last reply
-    ids: list[int] = field(default_factory=list)
-    spans: list[Span] | None = None  # tokens of each reply
-    labels: list[int] = field(default_factory=list)
+    ids: Sequence[int] = ()
+    spans: Sequence[Span] | None = None  # tokens of each reply
+    labels: Sequence[int] = ()
 
 
 def check(row: Row, settings: Settings) -> None:

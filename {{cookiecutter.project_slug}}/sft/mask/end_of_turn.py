@@ -74,10 +74,11 @@ def _end_of_earlier(row: Row, at: int, end: int, last: str, vocabulary: Vocabula
         known.startswith(closing) and not _plain(known, vocabulary) for known in (last, users)
     ):
         return closing
-    between = text[end : text.find(following["content"].strip(), end)].lstrip()
-    if following["role"] == "user" and header.endswith(between):
-        return ""  # a header is not for the model to write
-    raise MaskError("no clear end of turn", f"{between[:40]!r} follows an earlier reply")
+    if following["role"] == "user":
+        between = text[end : text.find(following["content"].strip(), end)].lstrip()
+        if header.endswith(between):
+            return ""  # a header is not for the model to write
+    raise MaskError("no clear end of turn", f"{text[end : end + 40]!r} follows an earlier reply")
 
 
 def _closing(text: str, end: int, vocabulary: Vocabulary) -> str:

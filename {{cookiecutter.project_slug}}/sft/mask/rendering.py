@@ -28,37 +28,50 @@ def render(conversations: list[list[dict]], tokenizer: Tokenizer, **kwargs) -> l
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
 
 
-def render_text(row: Row, settings: Settings) -> None:
-    """Renders the conversation, and checks that each message is in it: templates drop some roles.
+def render_texts(rows: list[Row], settings: Settings) -> None:
+    """Renders the conversations in one call; where one is refused, in halves."""
+    conversations = [row.messages for row in rows]
+    try:
+        texts = render(conversations, settings.vocabulary.tokenizer) if rows else []
+    except MaskError as error:
+        if len(rows) == 1:
+            rows[0].error = error
+            return
+        half = len(rows) // 2
+        render_texts(rows[:half], settings)
+        render_texts(rows[half:], settings)
+    else:
+        for row, text in zip(rows, texts, strict=True):
+            row.text = text
+
+
+def check_text(row: Row, settings: Settings) -> None:
+    """Checks that each message is in the text: templates drop roles that they do not know.
 
     Raises:
-        MaskError: the template refuses the conversation, or drops a message.
+        MaskError: what a message says is not in the text.
     """
-    (row.text,) = render([row.messages], settings.vocabulary.tokenizer)
     contents = (message.get("content") for message in row.messages)
     said = "\n".join(content for content in contents if isinstance(content, str))
-    others = [at for at, message in enumerate(row.messages) if message["role"] != "assistant"]
     unclear, lost = [], []
-    for at in others:
-        words = row.messages[at]["content"].strip()
-        times = row.text.count(words)
-        if times > 1 or said.count(words) > 1:
-            unclear.append(at)  # the words may be there for another message
-        elif not times and not _is_json(row.messages[at], row.text):
+    for at, message in enumerate(row.messages):
+        if message["role"] == "assistant":
+            continue
+        words = message["content"].strip()
+        forms = {words}
+        if message["role"] == "tool":  # what tools answer is often written as JSON
+            forms |= {json.dumps(words, ensure_ascii=flag)[1:-1] for flag in (False, True)}
+        times = sum(map(row.text.count, forms))
+        if times == 0:
             lost.append(at)
+        elif times > 1 or said.count(words) > 1:
+            unclear.append(at)  # the words may be there for another message
     if unclear:
         (marked,) = render([mark(row.messages, unclear)], settings.vocabulary.tokenizer)
         lost += [at for at in unclear if marker(at) not in marked]
     if lost:
         detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
         raise MaskError("the chat template drops a message", detail)
-
-
-def _is_json(message: dict, text: str) -> bool:
-    """Whether the text has what a tool answers as JSON, as many templates write it."""
-    words = message["content"].strip()
-    spelt = [json.dumps(words, ensure_ascii=is_ascii)[1:-1] for is_ascii in (False, True)]
-    return message["role"] == "tool" and any(one in text for one in spelt)
 
 
 def locate(row: Row, settings: Settings) -> None:
@@ -68,16 +81,16 @@ def locate(row: Row, settings: Settings) -> None:
         MaskError: the template makes something else of a reply, or drops its thought.
     """
     messages, tokenizer = row.safe_messages, settings.vocabulary.tokenizer
-    prompted = [  # inference has no prompt for a reply that opens a conversation or follows another
-        (number, at)
-        for number, at in enumerate(row.trained)
-        if at and messages[at - 1]["role"] != "assistant"
-    ]
     first = after_instructions(messages)
-    befores = [_before(row, number, first) for number, _ in prompted]
-    texts = render(befores, tokenizer, add_generation_prompt=True) if befores else []
-    prompts = {at: MARKER.split(text)[-1] for (_, at), text in zip(prompted, texts, strict=True)}
-    if len(row.trained) > 1 or not prompts or not _follows(row, texts[0]):
+    befores = {
+        at: _before(row, number, first)
+        for number, at in enumerate(row.trained)
+        if at and messages[at - 1]["role"] != "assistant"  # or inference has no prompt for it
+    }
+    conversations = list(befores.values())
+    texts = render(conversations, tokenizer, add_generation_prompt=True) if befores else []
+    prompts = dict(zip(befores, (MARKER.split(text)[-1] for text in texts), strict=True))
+    if not _follows(row, prompts):
         (marked,) = render([mark(messages, row.trained)], tokenizer)
         _compare(row, marked, prompts)
 
@@ -96,16 +109,18 @@ def _before(row: Row, number: int, first: int) -> list[dict]:
     return messages[:first] + mark(messages[start:at], [last - start])
 
 
-def _follows(row: Row, prompt: str) -> bool:
-    """Whether the words of the only reply follow the prompt just once; most do.
+def _follows(row: Row, prompts: dict[int, str]) -> bool:
+    """Whether the words of the only reply follow its prompt just once; most do.
 
-    Then the template has made nothing else of them.
+    Then the template has made nothing else of them, and `row.replies` is filled in.
     """
-    text, reply, start = row.safe_text, row.safe_messages[row.trained[0]], len(prompt)
+    text, reply, prompt = row.safe_text, row.safe_messages[-1], prompts.get(row.trained[-1], "")
     is_bare = reply.keys() == {"role", "content"}  # no thought beside the content
-    first, last = text.find(reply["content"], start), text.rfind(reply["content"], start)
-    if is_bare and text.startswith(prompt) and first == last >= 0:  # they may overlap
-        row.replies = [(start, first + len(reply["content"]))]
+    if len(row.trained) == 1 and prompt and is_bare and text.startswith(prompt):
+        words, start = reply["content"], len(prompt)
+        first = text.find(words, start)
+        if first == text.rfind(words, start) >= 0:  # they may overlap
+            row.replies = [(start, first + len(words))]
     return bool(row.replies)
 
 
@@ -120,7 +135,7 @@ def _compare(row: Row, marked: str, prompts: dict[int, str]) -> None:
     if found != markers:
         lost = [at for at in row.trained if found.count(marker(at)) != 1]
         raise _unlocated([*lost, *row.trained][0])
-    border = 0  # the end of the reply before
+    row.replies, border = [], 0  # the end of the reply before
     for at, before, after in zip(row.trained, literals, literals[1:], strict=False):
         if not text.startswith(before, border):
             raise _unlocated(at)

@@ -15,6 +15,8 @@ from sft.mask.conversation import MaskError, Row, after_instructions, weighted_r
 def shorten(row: Row, max_length: int, mode: str, run_steps: Callable, tokenizer) -> Row:
     """The longest shorter row of at most `max_length` tokens, or one with an error.
 
+    What is left and cannot be masked counts as too long.
+
     Args:
         row: masked, and too long.
         mode: the `truncation_mode` of `sft.mask.encode`.
@@ -23,14 +25,12 @@ def shorten(row: Row, max_length: int, mode: str, run_steps: Callable, tokenizer
     length, density = len(row.ids), len(row.ids) / _size(row.messages)
     shorter = [Row(messages) for messages in _without_turns(row.messages, mode)]
 
-    def may_fit(number: int) -> bool:
-        return _size(shorter[number].messages) * density <= max_length
-
     def fits(number: int) -> bool:
         run_steps([shorter[number]])
         return shorter[number].error is None and len(shorter[number].ids) <= max_length
 
-    guess = bisect_left(range(len(shorter)), True, key=may_fit)
+    most = max_length / density  # characters that should fit
+    guess = bisect_left(shorter, True, key=lambda one: _size(one.messages) <= most)
     number = _first(len(shorter), guess, fits)
     if number < len(shorter):
         return shorter[number]
@@ -48,7 +48,7 @@ def shorten(row: Row, max_length: int, mode: str, run_steps: Callable, tokenizer
 
 
 def _size(messages: list[dict]) -> int:
-    return sum(len(message["content"] or "") for message in messages)
+    return sum(len(message.get("content") or "") for message in messages)
 
 
 def _first(count: int, guess: int, fits: Callable[[int], bool]) -> int:

@@ -20,8 +20,7 @@ def tokenize(rows: list[Row], settings: Settings) -> None:
     # tokens are bytes of this very text unless a normalizer rewrites it
     is_plain = vocabulary.widths is not None and backend.normalizer is None
     quick = [r for r in rows if is_plain or vocabulary.widths is not None and r.text.isascii()]
-    texts = [row.text for row in quick]
-    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    encodings = backend.encode_batch_fast([r.text for r in quick], add_special_tokens=False)
     for row, encoding in zip(quick, encodings, strict=True):
         row.ids = encoding.ids
         row.spans = _by_width(row, vocabulary.widths)
@@ -95,15 +94,15 @@ def _tokenize_escaped(row: Row, vocabulary: Vocabulary) -> tuple[list[int], list
         return encoded["input_ids"], encoded["offset_mapping"]
 
     newline = tokens("\n", False)[0]
-    skip = len(newline)
     all_ids, all_offsets = [], []
     borders = [0, *(border for span in row.forged for border in span), len(row.text)]
     for number, (start, stop) in enumerate(pairwise(borders)):
         text, is_forged = row.text[start:stop], number % 2 == 1
         # at a text's start some tokenizers put a space, but not after a newline
         ids, offsets = tokens("\n" + text, is_forged)
-        if start > 0 and ids[:skip] == newline:
-            ids, offsets = ids[skip:], [(left - 1, right - 1) for left, right in offsets[skip:]]
+        if start > 0 and ids[: len(newline)] == newline:
+            ids, offsets = ids[len(newline) :], offsets[len(newline) :]
+            offsets = [(left - 1, right - 1) for left, right in offsets]
         else:
             ids, offsets = tokens(text, is_forged)
         is_spelt = vocabulary.control_ids.isdisjoint(ids)
