@@ -27,7 +27,9 @@ def test_every_answer_of_a_structural_prompt_is_a_file():
         assert files == set(MENUS[prompt])
     shapes = TEMPLATE / "templates/base_model"
     files = {path.relative_to(shapes).as_posix() for path in shapes.rglob("*.json")}
-    assert files == {name + ".json" for name in MENUS["base_model"]}
+    assert files == {
+        name + end for name in MENUS["base_model"] for end in (".json", ".counts.json")
+    }
 
 
 @pytest.mark.parametrize("prompt", [name for name in CONTEXT if not name.startswith("_")])
