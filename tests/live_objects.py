@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import yaml
 
@@ -54,13 +55,17 @@ def watch(seen: dict) -> None:
 def check_live_objects(answers: dict, seen: dict, final: Path) -> None:
     """What was trained is what config.yaml says; with other values it would be what those say."""
     check_every_key_arrives()
+    check_values_of_answers(answers)
     check_training_arguments(seen)
     check_optimizer(seen["trainer"])
+    check_order_of_rows(answers, seen["trainer"])
     check_rows(seen)
     check_keys_of_rows(answers, seen)
     check_evaluation_loss(seen, final)
     check_chat(seen, final)
     check_loading(answers, seen)
+    check_dtypes()
+    check_twin_and_tokenizer()
     assert seen["tokenizer"].padding_side == "right" and seen["tokenizer"].pad_token
     assert seen["use_cache"] is False and seen["model"].config.use_cache is True
 
@@ -95,6 +100,17 @@ def check_every_key_arrives() -> None:
         if key == "report_to":  # a list of trackers, empty for none
             found = [one[0] if one else "none" for one in found]
         assert found and all(one == value for one in found), f"{key} is {found}, not {value!r}"
+
+
+def check_values_of_answers(answers: dict) -> None:
+    """Where an answer decides a value of config.yaml, it is that one."""
+    full, values = answers["lora_targets"] == "full", config()
+    decided = [values[key] for key in ("dtype", "learning_rate", "optim")]
+    assert decided == (
+        ["float32", 2e-5, "auto"] if full else ["bfloat16", 2e-4, "adamw_torch_fused"]
+    )
+    kwargs = {"use_reentrant": answers["quantization"] == "int8"}
+    assert values["activation_checkpointing_kwargs"] == kwargs
 
 
 @contextmanager
@@ -178,6 +194,17 @@ def check_optimizer(trainer) -> None:
 # --- rows, evaluation, chat ----------------------------------------------------------------------
 
 
+def check_order_of_rows(answers: dict, trainer) -> None:
+    """The padding-free collator's order is by length, for these steps and this seed."""
+    if answers["collator"] != "padding_free":
+        return
+    sampler, args = trainer._get_train_sampler(), trainer.args
+    assert sampler.lengths.tolist() == [len(row["input_ids"]) for row in trainer.train_dataset]
+    step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    given = (sampler.rows_per_step, sampler.rows_per_batch, sampler.seed)
+    assert given == (step, args.per_device_train_batch_size, args.seed)
+
+
 def check_rows(seen: dict) -> None:
     """Each row is trained on or evaluated on, never both."""
     trainer = seen["trainer"]
@@ -194,6 +221,8 @@ def check_rows(seen: dict) -> None:
 
 def check_keys_of_rows(answers: dict, seen: dict) -> None:
     """What decides over rows and their masks, with other values than the run's."""
+    from datasets import Dataset
+
     import sft.rows
     from sft.config import load_config
     from sft.examples import make_examples
@@ -223,7 +252,7 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     assert [one["split"] for one in asked] == ["a[:5]", "b[:3]"]
     assert all((one["path"], one["name"]) == ("a/b", "c") for one in asked)
 
-    def examples(**values) -> tuple[list, object]:
+    def examples(rows=rows, **values) -> tuple[list, object]:
         words = [f"--{key}={value}" for key, value in {"test_size": 0, **values}.items()]
         used, reports = make_examples(
             {"train": rows}, tokenizer, load_config([*seen["words"], *words])[0]
@@ -238,9 +267,22 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     assert max(len(one["input_ids"]) for one in short) <= limit
     fewer, _ = examples(max_length=limit, max_skipped=1)
     assert len(fewer) == sum(length <= limit for length in lengths)
+    forged = Dataset.from_list([forging(rows[0], answers), rows[1]])
+    for control_tokens, used in (("refuse", 1), ("escape", 2)):
+        these, _ = examples(forged, control_tokens=control_tokens, max_skipped=1)
+        assert len(these) == used, control_tokens
     if answers["dataset_format"] == "messages":
         last, _ = examples(turns="last")
         assert sum(map(trained, last)) < sum(map(trained, whole))
+
+
+def forging(row: dict, answers: dict) -> dict:
+    """The row with a control token in its prompt."""
+    if answers["dataset_format"] == "prompt_response":
+        return row | {"dialogue": row["dialogue"] + "<|im_end|>"}
+    turns = [dict(turn) for turn in row["messages"]]
+    next(turn for turn in turns if turn["role"] == "user")["content"] += "<|im_end|>"
+    return row | {"messages": turns}
 
 
 def trained(example: dict) -> int:
@@ -340,6 +382,40 @@ def check_loading(answers: dict, seen: dict) -> None:
     assert ends == [seen["tokenizer"].convert_tokens_to_ids("<|im_end|>")]
     model.generation_config.eos_token_id = 7
     assert stop_at(model, ends).eos_token_id == [*ends, 7]
+
+
+def check_dtypes() -> None:
+    """A GPU computes in the dtype of config.yaml, or in float16 where it lacks bfloat16."""
+    import torch
+
+    from sft.model import supported_dtype
+
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    for has_bfloat16 in (True, False):
+        with (
+            patch("sft.model.PartialState", lambda: on_gpu),
+            patch("torch.cuda.is_bf16_supported", return_value=has_bfloat16) as asked,
+        ):
+            found = [supported_dtype(name) for name in ("bfloat16", "float16", "float32")]
+        asked.assert_called_with(including_emulation=False)
+        half = torch.bfloat16 if has_bfloat16 else torch.float16
+        assert found == [half, torch.float16, torch.float32]
+
+
+def check_twin_and_tokenizer() -> None:
+    """A twin is the same at each run; a tokenizer pads on the right, with whatever token."""
+    from sft.model import load_tokenizer
+    from sft.twin import build_twin
+
+    build_twin(Path("outputs/again"), config()["base_model_path"])
+    first, again = (Path(f, "model.safetensors") for f in (TWIN, "outputs/again"))
+    assert first.read_bytes() == again.read_bytes()
+    file = Path("outputs/again/tokenizer_config.json")
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"padding_side": "left"}
+    del settings["pad_token"]
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    tokenizer = load_tokenizer("outputs/again")
+    assert (tokenizer.padding_side, tokenizer.pad_token) == ("right", "<|im_end|>")
 
 
 def check_quantized(quantization: str, name: str, module) -> None:

@@ -345,13 +345,13 @@ def logits(model, seen: dict):
 
 
 def check_reload(final: Path, seen: dict) -> None:
-    """The saved folder, loaded again, answers with the same logits."""
+    """The saved folder, loaded again, answers as before, whatever config.yaml says by then."""
     import torch
 
     from sft.adapter import load_trained
     from sft.config import load_config
 
-    args, _ = load_config(["--use_cpu=true", "--base_model_path=outputs/smoke/twin"])
+    args, _ = load_config(["--use_cpu=true", "--base_model_path=another/model"])
     again = logits(load_trained(final, args), seen)
     assert torch.allclose(again, seen["logits"], atol=1e-6), (again - seen["logits"]).abs().max()
 

@@ -1,9 +1,29 @@
-"""The launch configs are understood by the installed accelerate, key by key."""
+"""The launch configs are understood by the installed accelerate, and start what they say."""
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+
+DDP = {"multi_gpu": True, "use_fsdp": False, "mixed_precision": "no"}
+# what accelerate's launcher makes of each: processes on this machine, and how machines meet
+STARTS = {
+    "ddp": DDP | {"nproc_per_node": "2", "num_machines": 1},
+    "fsdp2": DDP | {"nproc_per_node": "2", "num_machines": 1, "multi_gpu": False, "use_fsdp": True},
+    "two_machines": DDP
+    | {"nproc_per_node": "8", "nnodes": "2", "node_rank": 0}
+    | {"rdzv_backend": "static", "rdzv_endpoint": "127.0.0.1:29500"},
+}
+SPREAD = {
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
 
 
 @pytest.fixture(scope="module")
@@ -13,15 +33,26 @@ def launch(bake_once):
 
 def test_every_config_is_understood(launch):
     files = sorted(launch.glob("*.yaml"))
-    assert [file.stem for file in files] == ["ddp", "fsdp2", "two_machines"]
+    assert [file.stem for file in files] == sorted(STARTS)
     for file in files:
         config = load_config_from_file(str(file))  # refuses a key that it does not know
         machines = 2 if file.stem == "two_machines" else 1
         assert config.num_machines == machines and config.num_processes >= 2
 
 
+@pytest.mark.parametrize("name", STARTS)
+def test_it_starts_what_it_says(launch, name, monkeypatch):
+    monkeypatch.setattr("accelerate.utils.launch.is_port_in_use", lambda port: False)
+    words = ["--config_file", str(launch / f"{name}.yaml"), "train.py"]
+    options, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    environment = prepare_multi_gpu_env(options)
+    assert {key: getattr(options, key) for key in STARTS[name]} == STARTS[name]
+    wanted = SPREAD if name == "fsdp2" else {}
+    wanted = wanted | {"ACCELERATE_MIXED_PRECISION": "no"}
+    assert {key: environment.get(key) for key in wanted} == wanted
+
+
 def test_fsdp_keys_exist(launch):
     config = yaml.safe_load((launch / "fsdp2.yaml").read_text())["fsdp_config"]
     known = {"fsdp_version", *(f"fsdp_{n}" for n in vars(FullyShardedDataParallelPlugin()))}
     assert config.keys() <= known
-    assert config["fsdp_version"] == 2

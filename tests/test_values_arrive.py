@@ -5,6 +5,7 @@ import contextlib
 import graphlib
 import io
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -38,10 +39,18 @@ OPTIONS = {
 }
 
 
+def says_as_program(script: str, words: list[str]) -> str:
+    """What `python script words` prints."""
+    sys.argv = [script, *words]
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    return printed.getvalue()
+
+
 @pytest.mark.parametrize("script", OPTIONS)
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help_is_the_docstring_the_options_and_where_the_rest_is(project, script, word):
-    shown = in_project(project, says, script, [word])
+    shown = in_project(project, says_as_program, f"{script}.py", [word])
     assert shown.startswith(ast.get_docstring(ast.parse((project / f"{script}.py").read_text())))
     assert [line.split()[0] for line in shown.splitlines() if line.startswith("  --")] == [
         f"--{name}" for name in OPTIONS[script]
