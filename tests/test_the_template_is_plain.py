@@ -27,14 +27,8 @@ def test_every_answer_of_a_structural_prompt_is_a_file():
         assert files == set(MENUS[prompt])
     shapes = TEMPLATE / "templates/base_model"
     files = {path.relative_to(shapes).as_posix() for path in shapes.rglob("*.json")}
-<<<<<<< HEAD
     kinds = (".json", ".counts.json")  # its shape, and the memory of a step by `make memory`
     assert files == {name + kind for name in MENUS["base_model"] for kind in kinds}
-=======
-    assert files == {
-        name + end for name in MENUS["base_model"] for end in (".json", ".counts.json")
-    }
->>>>>>> fixtests
 
 
 @pytest.mark.parametrize("prompt", [name for name in CONTEXT if not name.startswith("_")])
