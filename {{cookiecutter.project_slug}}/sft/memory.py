@@ -193,7 +193,7 @@ def read_config(values: dict) -> dict:
     """
     path = values["base_model_path"]
     folder, bundled = ROOT / Path(path).expanduser(), ROOT / "base_model" / "config.json"
-    if folder.is_dir():
+    if os.path.isdir(folder):  # also where a path is no name of a file
         return _read(folder / "config.json")
     if path == _read(bundled)["_name_or_path"]:
         return _read(bundled)
