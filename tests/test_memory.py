@@ -151,7 +151,7 @@ def test_what_cannot_be_counted_is_refused_in_a_sentence(bake_once, tmp_path):
     for model_type, said in [
         ("mamba9", "has no model of the type 'mamba9'"),
         ("vit", "cannot be counted"),
-        ("mamba", "target_modules"),
+        ("mamba", "cannot be counted"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
         command = [sys.executable, project / "vram.py", "--base_model_path", tmp_path]
@@ -162,8 +162,10 @@ def test_what_cannot_be_counted_is_refused_in_a_sentence(bake_once, tmp_path):
 
 def test_what_its_owner_changes_is_counted(bake_once, tmp_path):
     project = bake_once.project(project_slug="dora", base_model=MENUS["base_model"][-1])
-    before, after = in_project(project, peaks_of, [[], ["--use_dora=true"]])
-    assert after > before
+    before = in_project(project, peaks_of, [[]])
+    with (project / "config.yaml").open("a", encoding="utf-8") as config:
+        config.write("use_dora: true\n")
+    assert in_project(project, peaks_of, [[]]) > before
     adapter = project / "sft" / "adapter.py"
     adapter.write_text(adapter.read_text(encoding="utf-8") + "\n# a comment\n", encoding="utf-8")
     assert in_project(project, fingerprints, [[]]) == in_project(project, fingerprints, [[]])

@@ -37,7 +37,7 @@ from transformers.quantizers import AutoHfQuantizer
 from sft.adapter import add_adapter
 from sft.collator import get_collator
 from sft.config import ProjectArguments, load_config, read_values
-from sft.memory import FUSED, PAGED, NoCount, read_config
+from sft.memory import NoCount, optimizers, read_config
 from sft.quantization import quantization_config
 from sft.trainer import Trainer
 from sft.twin import build_tokenizer
@@ -48,8 +48,7 @@ Bytes = dict[tuple[str, str], float]  # (part, what it grows with) -> bytes for 
 def main(overrides: list[str]) -> None:
     """Print the count for config.yaml and these words as JSON."""
     values = read_values(overrides)
-    shape, optim = read_config(values), values.get("optim", FUSED)
-    optims = [FUSED, PAGED] if optim == "auto" else [optim]
+    shape, optims = read_config(values), optimizers(values)
     args, training_args = load_config([*overrides, "--use_cpu=true", "--bf16=true"])
     kind = shape.get("model_type")
     try:

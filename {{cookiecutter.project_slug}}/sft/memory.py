@@ -131,8 +131,8 @@ def count_for(overrides: list[str]) -> dict:
     """
     values = DEFAULTS | read_values(overrides)
     key, counts = fingerprint(values), _read(COUNTS)
-    found = counts.get(key)
-    if found and values["optim"] in (*found["optimizers"], "auto"):
+    found = counts.get(key, {"optimizers": {}})
+    if found["optimizers"].keys() >= {*optimizers(values)}:
         return found
     if importlib.util.find_spec("torch") is None:
         raise NoCount(f"{NO_FIGURE}: install the project and run python vram.py.")
@@ -148,8 +148,17 @@ def count_for(overrides: list[str]) -> dict:
     )
     if run.returncode:
         raise NoCount((run.stderr.strip().splitlines() or ["The count was killed."])[-1])
-    keep({**counts, key: json.loads(run.stdout.splitlines()[-1])})
-    return _read(COUNTS)[key]
+    made = json.loads(run.stdout.splitlines()[-1])
+    made["optimizers"] = found["optimizers"] | made["optimizers"]
+    keep({**counts, key: made})
+    return made
+
+
+def optimizers(values: dict) -> list[str]:
+    """Those to count: the one that config.yaml names, or those that `auto` takes."""
+    adapter = "r" in values  # whose state is too small for 8 bits to help
+    choice = [FUSED] if adapter else [FUSED, PAGED]
+    return choice if values.get("optim", FUSED) == "auto" else [values.get("optim", FUSED)]
 
 
 def keep(counts: dict[str, dict]) -> None:
