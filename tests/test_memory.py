@@ -161,7 +161,8 @@ def test_what_cannot_be_counted_is_refused_in_a_sentence(bake_once, tmp_path):
 
 
 def test_what_its_owner_changes_is_counted(bake_once, tmp_path):
-    project = bake_once.project(project_slug="dora", base_model=MENUS["base_model"][-1])
+    small = MENUS["base_model"][-1]
+    project = bake_once.project(project_slug="dora", base_model=small, quantization="none")
     before = in_project(project, peaks_of, [[]])
     with (project / "config.yaml").open("a", encoding="utf-8") as config:
         config.write("use_dora: true\n")
