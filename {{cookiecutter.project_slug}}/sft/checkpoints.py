@@ -19,8 +19,7 @@ _DECISIVE = (
 def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArguments) -> str | None:
     """The newest complete checkpoint in `output_dir`: the same command goes on after a crash.
 
-    Raises:
-        SystemExit: the checkpoints are of a run with other settings, or of one that is finished.
+    Exits where the checkpoints are of a run with other settings, or of one that is finished.
     """
     if training_args.resume_from_checkpoint:
         return training_args.resume_from_checkpoint
@@ -50,7 +49,7 @@ def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArgument
         )
         raise SystemExit(0)
     # from its very last step the Trainer would take one more; killed there, it repeats a few
-    unfinished = [folder for folder, is_at_the_end in checkpoints.items() if not is_at_the_end]
+    unfinished = [folder for folder, goes_on in checkpoints.items() if goes_on]
     if not unfinished:
         say(f"{output_dir} has no checkpoint before the last step: starting over.")
         return None
@@ -80,14 +79,14 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
 
 
 def _complete_checkpoints(output_dir: Path) -> dict[Path, bool]:
-    """Each, the oldest first, and whether it is at the end of its run.
+    """Each, the oldest first, and whether steps of its run are left.
 
     A run that is killed while saving leaves a folder without `trainer_state.json`, which is written
     last, or with the Trainer's own marker in it.
     """
-    found = {}
-    for file in output_dir.glob("checkpoint-*/trainer_state.json"):
+    found, files = {}, output_dir.glob("checkpoint-*/trainer_state.json")
+    for file in sorted(files, key=lambda file: step_of(file.parent)):
         if not file.with_name("checkpoint-is-incomplete.txt").exists():
             state = json.loads(file.read_text(encoding="utf-8"))
-            found[file.parent] = state["global_step"] >= state["max_steps"]
-    return dict(sorted(found.items(), key=lambda item: step_of(item[0])))
+            found[file.parent] = state["global_step"] < state["max_steps"]
+    return found

@@ -11,8 +11,6 @@ import yaml
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 NAMES |= {str: "text", list: "a list", dict: "a mapping"}
-# the Python classes of a type's values, where they are not the type itself
-CLASSES = {Any: object, float: (int, float)}
 
 
 def by_key(words: list[str]) -> dict[str, str | list[str]]:
@@ -41,43 +39,36 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
 def typed(key: str, given: Any, annotation: Any) -> Any:
     """What is given for a key, as one of its types: for `bool | str`, `true` is True, `all` text.
 
-    Args:
-        given: a value of config.yaml, or what `by_key` made of the command line.
-
-    Raises:
-        SystemExit: it is of none of the types.
+    It is a value of config.yaml, or what `by_key` made of the command line; exits where it is of
+    none of the types.
     """
-    kinds, readings = _kinds(annotation), [given]
+    allowed, readings = _allowed(annotation), [given]
     if isinstance(given, str):
         readings = [_read(given), given, [given]]
     elif given == []:
         readings = [True, given]  # a switch, such as --smoke
     for value in readings:
-        for kind in kinds:
-            if _is_a(value, kind):
-                return float(value) if kind is float else value
-    names = [str(name) for kind in kinds for name in get_args(kind) or [NAMES.get(kind, kind)]]
-    wanted = " or ".join(names)
+        if Any in allowed or type(value) in allowed or value in allowed:
+            return value
+        if type(value) is int and float in allowed:
+            return float(value)
+    wanted = " or ".join(str(NAMES.get(one, one)) for one in allowed)
     raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
 
 
-def _kinds(annotation: Any) -> list:
-    """The types that an annotation allows; `Enum | str` is the text of one of its members."""
-    kinds = [annotation]
-    if get_origin(annotation) in (Union, UnionType):
-        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    for enum in [kind for kind in kinds if isinstance(kind, EnumType)]:
-        members = Literal[tuple(member.value for member in enum)]
-        kinds = [members, *(kind for kind in kinds if kind not in (enum, str))]
-    return [get_origin(kind) if get_origin(kind) in NAMES else kind for kind in kinds]
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if isinstance(value, bool):  # which Python takes for a number
-        return kind in (bool, Any)
-    return isinstance(value, CLASSES.get(kind, kind))
+def _allowed(annotation: Any) -> list:
+    """The types and single values that it names: for `bool | Literal["a"]`, [bool, "a"]."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    kinds, allowed = get_args(annotation) if is_union else [annotation], []
+    is_enum = EnumType in map(type, kinds)
+    for kind in kinds:
+        if isinstance(kind, EnumType):
+            allowed += [member.value for member in kind]
+        elif get_origin(kind) is Literal:
+            allowed += get_args(kind)
+        elif kind is not NoneType and not (is_enum and kind is str):  # which means a member's text
+            allowed.append(get_origin(kind) or kind)
+    return allowed
 
 
 def _read(text: str) -> Any:

@@ -76,21 +76,16 @@ def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, 
     """Split the command line into a script's own options and the words that override config.yaml.
 
     Args:
-        doc: the script's docstring, in which its options are; `--help` shows it.
+        doc: the script's docstring, in which its options are; `--help` shows it and exits.
         defaults: the options' values where they are not given, which are of the same types.
-
-    Raises:
-        SystemExit: a key does not exist or a value is of the wrong type; or the help was shown.
     """
     if {"-h", "--help"} & {*argv}:
         print(doc, HELP, sep="", end="")
         raise SystemExit(0)
-    words, own, overrides = _words(argv, defaults), dict(defaults), []
+    words, overrides = _words(argv, defaults), []
+    own = {key: typed(key, words.pop(key, was), type(was)) for key, was in defaults.items()}
     for key, value in words.items():
-        if key in defaults:
-            own[key] = typed(key, value, type(defaults[key]))
-        else:
-            overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
+        overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
     return SimpleNamespace(**own), overrides
 
 
@@ -99,11 +94,8 @@ def load_config(
 ) -> tuple[ProjectArguments, "TrainingArguments"]:
     """All values of a run: config.yaml's, or the command line's where it names the same key.
 
-    Args:
-        choose: chooses what is `auto`, and says so; training takes sft/machine.py's.
-
-    Raises:
-        SystemExit: a key does not exist or a value is wrong; the sentence names it.
+    `choose` chooses what is `auto`, and says so: training takes sft/machine.py's. A key that does
+    not exist, or a value that is wrong, ends the run with a sentence that names it.
     """
     from transformers import TrainingArguments
 
@@ -128,10 +120,10 @@ def project_arguments(overrides: list[str]) -> ProjectArguments:
     return _make(ProjectArguments, typed_values(overrides))
 
 
-def read_values(overrides: list[str]) -> dict[str, Any]:
-    """The keys of config.yaml and of the command line, without torch: only ours are typed."""
+def read_values(overrides: list[str], kinds: dict[str, Any] = OURS) -> dict[str, Any]:
+    """The keys of config.yaml and the command line, typed by `kinds`: ours alone need no torch."""
     values = _config_yaml() | _words(overrides)
-    return {key: typed(key, value, OURS.get(key, Any)) for key, value in values.items()}
+    return {key: typed(key, value, kinds.get(key, Any)) for key, value in values.items()}
 
 
 def typed_values(overrides: list[str]) -> dict[str, Any]:
@@ -139,17 +131,14 @@ def typed_values(overrides: list[str]) -> dict[str, Any]:
     from transformers import TrainingArguments
 
     os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
-    config, words = _config_yaml(), _words(overrides)
     kinds = get_type_hints(TrainingArguments) | OURS
     kinds |= {key: kinds[key] | Literal[AUTO] for key in MAY_BE_AUTO}
-    others = {key: type(value) for key, value in config.items() if key not in kinds}
+    others = {key: type(value) for key, value in _config_yaml().items() if key not in kinds}
     slips = [key for key in others if difflib.get_close_matches(key, kinds, n=1, cutoff=0.88)]
     refuse_unknown(slips, kinds)
     every = (*fields(TrainingArguments), *fields(ProjectArguments))
     values = {each.name: each.default for each in every if each.default is not MISSING}
-    values |= dict.fromkeys(MAY_BE_AUTO, AUTO)
-    for key, given in (config | words).items():
-        values[key] = typed(key, given, (kinds | others)[key])
+    values |= dict.fromkeys(MAY_BE_AUTO, AUTO) | read_values(overrides, kinds | others)
     missing = [key for key in OURS if key not in values]
     if missing:
         raise SystemExit(f"config.yaml has no key {missing[0]!r}; restore it.")

@@ -25,16 +25,15 @@ class RowReport:
     skipped: dict[str, list[tuple[int, str]]]  # reason -> (row, detail), the most frequent first
 
     @classmethod
-    def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "RowReport":
-        """The report of what `encode_rows` returned, or of the rows at these positions in it."""
-        rows = np.arange(len(encoded)) if rows is None else rows
-        reasons, skipped = column(encoded, "reason")[rows], {}
-        for position in np.flatnonzero(reasons != ""):
+    def of(cls, encoded: Dataset) -> "RowReport":
+        """The report of what `encode_rows` returned, or of some of its rows."""
+        reasons, skipped = column(encoded, "reason"), {}
+        for position in np.flatnonzero(reasons).tolist():
             reason, _, detail = reasons[position].partition(": ")
-            skipped.setdefault(reason, []).append((int(rows[position]) + 1, detail))
-        used = rows[reasons == ""]
+            skipped.setdefault(reason, []).append((position + 1, detail))
+        used = np.flatnonzero(reasons == "")
         return cls(
-            rows=len(rows),
+            rows=len(encoded),
             used=used,
             lengths=column(encoded, "length")[used],
             trained=column(encoded, "trained")[used],
