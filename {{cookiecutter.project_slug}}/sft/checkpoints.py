@@ -25,8 +25,7 @@ def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArgument
         return training_args.resume_from_checkpoint
     output_dir = Path(training_args.output_dir)
     settings_file, summary = output_dir / "settings.json", output_dir / "summary.json"
-    settings = vars(args) | args.adapter
-    settings |= {key: getattr(training_args, key) for key in _DECISIVE}
+    settings = vars(args) | args.adapter | {key: getattr(training_args, key) for key in _DECISIVE}
     del settings["adapter"], settings["dataset_num_proc"]  # the latter changes nothing
     text = json.dumps(settings, indent=2, default=str)
     checkpoints = _complete_checkpoints(output_dir)
@@ -44,9 +43,7 @@ def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArgument
                 "give the new run its own --output_dir, or delete it."
             )
     if summary.exists():  # written last
-        say(
-            f"{output_dir} holds a finished run (python chat.py); a new one needs its --output_dir."
-        )
+        say(f"{output_dir} holds a finished run (python chat.py); give a new one its --output_dir.")
         raise SystemExit(0)
     # from its very last step the Trainer would take one more; killed there, it repeats a few
     unfinished = [folder for folder, goes_on in checkpoints.items() if goes_on]

@@ -7,14 +7,15 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
+from enum import EnumType
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from types import NoneType, SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from sft.command_line import by_key, refuse_unknown, typed
 from sft.format import DatasetArguments
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ HELP = """
 Each key of config.yaml is an option as well, for one run: --max_length 2048, --report_to=none.
 So is any other field of transformers.TrainingArguments.
 """
+NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+NAMES |= {str: "text", list: "a list", dict: "a mapping"}
 
 
 @dataclass(kw_only=True)
@@ -83,7 +86,7 @@ def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, 
         print(doc, HELP, sep="", end="")
         raise SystemExit(0)
     words, overrides = _words(argv, defaults), []
-    own = {key: typed(key, words.pop(key, was), type(was)) for key, was in defaults.items()}
+    own = {key: _typed(key, words.pop(key, was), type(was)) for key, was in defaults.items()}
     for key, value in words.items():
         overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
     return SimpleNamespace(**own), overrides
@@ -123,7 +126,7 @@ def project_arguments(overrides: list[str]) -> ProjectArguments:
 def read_values(overrides: list[str], kinds: dict[str, Any] = OURS) -> dict[str, Any]:
     """The keys of config.yaml and the command line, typed by `kinds`: ours alone need no torch."""
     values = _config_yaml() | _words(overrides)
-    return {key: typed(key, value, kinds.get(key, Any)) for key, value in values.items()}
+    return {key: _typed(key, value, kinds.get(key, Any)) for key, value in values.items()}
 
 
 def typed_values(overrides: list[str]) -> dict[str, Any]:
@@ -147,6 +150,15 @@ def typed_values(overrides: list[str]) -> dict[str, Any]:
     return values | {"adapter": {key: values[key] for key in others}}
 
 
+def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
+    """Exit at the first key that does not exist, and name the nearest one that does."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
+
+
 def say(text: str) -> None:
     """Print from the first process alone."""
     if int(os.environ.get("RANK", 0)) == 0:
@@ -166,13 +178,69 @@ def _config_yaml() -> dict[str, Any]:
 
 
 def _words(argv: list[str], options: Iterable[str] = ()) -> dict[str, str | list[str]]:
-    """The command line by key; refuses what is no key of config.yaml and no script's option."""
-    words, known = by_key(argv), [*options, *OURS, *_config_yaml()]
-    if not words.keys() <= {*known}:
+    """The command line by key; exits at a key that config.yaml, library and script do not have.
+
+    `--key=value` and `--key value` are a text, `--key` and `--key one two` a list of texts.
+    """
+    texts, key = {}, None
+    for word in argv:
+        if word.startswith("--"):
+            key, is_given, value = word[2:].partition("=")
+            texts[key] = [value] if is_given else []
+        elif key is None:
+            raise SystemExit(f"{word!r} belongs to no key; write --key=value.")
+        else:
+            texts[key].append(word)
+    known = [*options, *OURS, *_config_yaml()]
+    if not texts.keys() <= {*known}:
         from transformers import TrainingArguments
 
-        refuse_unknown(words, [*known, *get_type_hints(TrainingArguments)])
-    return words
+        refuse_unknown(texts, [*known, *get_type_hints(TrainingArguments)])
+    return {key: found[0] if len(found) == 1 else found for key, found in texts.items()}
+
+
+def _typed(key: str, given: Any, annotation: Any) -> Any:
+    """What is given for a key, as one of its types: for `bool | str`, `true` is True, `all` text.
+
+    It is a value of config.yaml, or what `_words` made of the command line; exits where it is of
+    none of the types.
+    """
+    allowed, readings = _allowed(annotation), [given]
+    if isinstance(given, str):
+        readings = [_read(given), given, [given]]
+    elif given == []:
+        readings = [True, given]  # a switch, such as --smoke
+    for value in readings:
+        if Any in allowed or type(value) in allowed or value in allowed:
+            return value
+        if type(value) is int and float in allowed:
+            return float(value)
+    wanted = " or ".join(str(NAMES.get(one, one)) for one in allowed)
+    raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
+
+
+def _allowed(annotation: Any) -> list:
+    """The types and single values that it names: for `bool | Literal["a"]`, [bool, "a"]."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    kinds, allowed = get_args(annotation) if is_union else [annotation], []
+    is_enum = EnumType in map(type, kinds)
+    for kind in kinds:
+        if isinstance(kind, EnumType):
+            allowed += [member.value for member in kind]
+        elif get_origin(kind) is Literal:
+            allowed += get_args(kind)
+        elif kind is not NoneType and not (is_enum and kind is str):  # which means a member's text
+            allowed.append(get_origin(kind) or kind)
+    return allowed
+
+
+def _read(text: str) -> Any:
+    """A number, true, a list or a mapping; any other text stays as it is, blanks included."""
+    for read in (int, float, yaml.safe_load):  # YAML alone takes 1e-4 for text
+        with suppress(ValueError, yaml.YAMLError):
+            value = read(text)
+            return text if value is None or isinstance(value, str) else value
+    return text
 
 
 def _make(arguments: type, values: dict[str, Any]) -> Any:

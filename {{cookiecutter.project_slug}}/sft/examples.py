@@ -41,7 +41,7 @@ def make_examples(
     no row is left, or more than `max_skipped` are skipped.
     """
     encoded = {split: encode_rows(these, tokenizer, args) for split, these in rows.items()}
-    reports = {split: RowReport.of(these) for split, these in encoded.items()}
+    reports = {split: RowReport(these) for split, these in encoded.items()}
     for split, report in reports.items():
         refuse_too_many(split, report, args)
     usable = reports["train"].used
@@ -52,7 +52,7 @@ def make_examples(
         rest = np.setdiff1d(np.arange(len(encoded["train"])), held_out)
         parts = {"train": rest, "evaluation": held_out}
         encoded = {split: encoded["train"].select(part) for split, part in parts.items()}
-        reports = {split: RowReport.of(these) for split, these in encoded.items()}
+        reports = {split: RowReport(these) for split, these in encoded.items()}
     examples = {
         split: encoded[split].select(report.used).select_columns(["input_ids", "labels", "length"])
         for split, report in reports.items()
@@ -62,12 +62,12 @@ def make_examples(
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> Dataset:
     """Every row with the columns of `FEATURES`: tokens and labels, or the reason why not."""
-    missing = [column for column in columns(args) if column not in rows.column_names]
-    if missing:
-        raise SystemExit(
-            f"dataset {args.dataset!r} has no column {missing[0]!r}; "
-            f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
-        )
+    for column in columns(args):
+        if column not in rows.column_names:
+            raise SystemExit(
+                f"dataset {args.dataset!r} has no column {column!r}; "
+                f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
+            )
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
     gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
     try:

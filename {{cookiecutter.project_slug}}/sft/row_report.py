@@ -1,7 +1,5 @@
 """How many rows are used, and which are skipped and why."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from datasets import Dataset
 
@@ -13,33 +11,27 @@ ADVICE = {
 }
 
 
-@dataclass
 class RowReport:
-    """What became of the rows of one split."""
+    """What became of the rows of one split: of what `encode_rows` returned, or a part of it.
 
-    rows: int
-    used: np.ndarray  # the positions of the rows that are used, of shape (used,)
-    lengths: np.ndarray  # their tokens, of the same shape
-    trained: np.ndarray  # their tokens with a label
-    shortened: int  # how many of them are
-    skipped: dict[str, list[tuple[int, str]]]  # reason -> (row, detail), the most frequent first
+    Attributes:
+        rows, shortened: how many rows there are, and how many of those used are shortened.
+        used: the positions of the rows that are used, of shape (used,).
+        lengths, trained: their tokens, and those with a label, of the same shape.
+        skipped: by reason, the most frequent first, number and detail of each row.
+    """
 
-    @classmethod
-    def of(cls, encoded: Dataset) -> "RowReport":
-        """The report of what `encode_rows` returned, or of some of its rows."""
+    def __init__(self, encoded: Dataset):
         reasons, skipped = column(encoded, "reason"), {}
         for position in np.flatnonzero(reasons).tolist():
             reason, _, detail = reasons[position].partition(": ")
             skipped.setdefault(reason, []).append((position + 1, detail))
-        used = np.flatnonzero(reasons == "")
-        return cls(
-            rows=len(encoded),
-            used=used,
-            lengths=column(encoded, "length")[used],
-            trained=column(encoded, "trained")[used],
-            shortened=int(column(encoded, "shortened")[used].sum()),
-            skipped=dict(sorted(skipped.items(), key=lambda item: -len(item[1]))),
-        )
+        self.rows = len(encoded)
+        self.used = np.flatnonzero(reasons == "")
+        self.lengths = column(encoded, "length")[self.used]
+        self.trained = column(encoded, "trained")[self.used]
+        self.shortened = int(column(encoded, "shortened")[self.used].sum())
+        self.skipped = dict(sorted(skipped.items(), key=lambda item: -len(item[1])))
 
     def figures(self) -> dict[str, str]:
         """What to show of it, by name."""
