@@ -76,14 +76,11 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
 
 
 def _complete_checkpoints(output_dir: Path) -> dict[Path, bool]:
-    """Each, the oldest first, and whether steps of its run are left.
-
-    A run that is killed while saving leaves a folder without `trainer_state.json`, which is written
-    last, or with the Trainer's own marker in it.
-    """
+    """Each, the oldest first, and whether steps of its run are left."""
+    # a run that is killed while saving leaves a folder without this file, which is written last
     found, files = {}, output_dir.glob("checkpoint-*/trainer_state.json")
     for file in sorted(files, key=lambda file: step_of(file.parent)):
-        if not file.with_name("checkpoint-is-incomplete.txt").exists():
+        if not file.with_name("checkpoint-is-incomplete.txt").exists():  # the Trainer's own marker
             state = json.loads(file.read_text(encoding="utf-8"))
             found[file.parent] = state["global_step"] < state["max_steps"]
     return found

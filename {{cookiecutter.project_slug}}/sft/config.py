@@ -78,9 +78,8 @@ def run(main: Callable[[list[str]], Any], interrupted: str | int = 130) -> None:
 def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, list[str]]:
     """Split the command line into a script's own options and the words that override config.yaml.
 
-    Args:
-        doc: the script's docstring, in which its options are; `--help` shows it and exits.
-        defaults: the options' values where they are not given, which are of the same types.
+    `defaults` are the options' values, of the same types, where none are given. `--help` shows
+    `doc`, the script's docstring, and exits.
     """
     if {"-h", "--help"} & {*argv}:
         print(doc, HELP, sep="", end="")
@@ -97,8 +96,8 @@ def load_config(
 ) -> tuple[ProjectArguments, "TrainingArguments"]:
     """All values of a run: config.yaml's, or the command line's where it names the same key.
 
-    `choose` chooses what is `auto`, and says so: training takes sft/machine.py's. A key that does
-    not exist, or a value that is wrong, ends the run with a sentence that names it.
+    `choose` chooses what is `auto`: training takes sft/machine.py's. Exits at a key that does not
+    exist or a value that is wrong.
     """
     from transformers import TrainingArguments
 
@@ -200,11 +199,7 @@ def _words(argv: list[str], options: Iterable[str] = ()) -> dict[str, str | list
 
 
 def _typed(key: str, given: Any, annotation: Any) -> Any:
-    """What is given for a key, as one of its types: for `bool | str`, `true` is True, `all` text.
-
-    It is a value of config.yaml, or what `_words` made of the command line; exits where it is of
-    none of the types.
-    """
+    """What is given for a key as one of its types: `true` for `bool | str` is True, `all` text."""
     allowed, readings = _allowed(annotation), [given]
     if isinstance(given, str):
         readings = [_read(given), given, [given]]
@@ -223,13 +218,13 @@ def _allowed(annotation: Any) -> list:
     """The types and single values that it names: for `bool | Literal["a"]`, [bool, "a"]."""
     is_union = get_origin(annotation) in (Union, UnionType)
     kinds, allowed = get_args(annotation) if is_union else [annotation], []
-    is_enum = EnumType in map(type, kinds)
+    is_enum = EnumType in map(type, kinds)  # of `Enum | str` only the text of a member is right
     for kind in kinds:
         if isinstance(kind, EnumType):
             allowed += [member.value for member in kind]
         elif get_origin(kind) is Literal:
             allowed += get_args(kind)
-        elif kind is not NoneType and not (is_enum and kind is str):  # which means a member's text
+        elif kind is not NoneType and not (is_enum and kind is str):
             allowed.append(get_origin(kind) or kind)
     return allowed
 

@@ -53,11 +53,9 @@ def make_examples(
         parts = {"train": rest, "evaluation": held_out}
         encoded = {split: encoded["train"].select(part) for split, part in parts.items()}
         reports = {split: RowReport(these) for split, these in encoded.items()}
-    examples = {
-        split: encoded[split].select(report.used).select_columns(["input_ids", "labels", "length"])
-        for split, report in reports.items()
-    }
-    return examples, reports
+    examples = {split: these.select(reports[split].used) for split, these in encoded.items()}
+    kept = ["input_ids", "labels", "length"]
+    return {split: these.select_columns(kept) for split, these in examples.items()}, reports
 
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> Dataset:

@@ -12,25 +12,18 @@ ADVICE = {
 
 
 class RowReport:
-    """What became of the rows of one split: of what `encode_rows` returned, or a part of it.
-
-    Attributes:
-        rows, shortened: how many rows there are, and how many of those used are shortened.
-        used: the positions of the rows that are used, of shape (used,).
-        lengths, trained: their tokens, and those with a label, of the same shape.
-        skipped: by reason, the most frequent first, number and detail of each row.
-    """
+    """What became of the rows that `encode_rows` returned, or of some of them."""
 
     def __init__(self, encoded: Dataset):
-        reasons, skipped = column(encoded, "reason"), {}
+        self.rows, reasons, skipped = len(encoded), column(encoded, "reason"), {}
+        self.used = np.flatnonzero(reasons == "")  # positions, of shape (used,)
+        self.lengths = column(encoded, "length")[self.used]  # in tokens, of the same shape
+        self.trained = column(encoded, "trained")[self.used]  # tokens with a label
+        self.shortened = int(column(encoded, "shortened")[self.used].sum())  # rows
         for position in np.flatnonzero(reasons).tolist():
             reason, _, detail = reasons[position].partition(": ")
             skipped.setdefault(reason, []).append((position + 1, detail))
-        self.rows = len(encoded)
-        self.used = np.flatnonzero(reasons == "")
-        self.lengths = column(encoded, "length")[self.used]
-        self.trained = column(encoded, "trained")[self.used]
-        self.shortened = int(column(encoded, "shortened")[self.used].sum())
+        # reason -> (number, detail) of each such row, the most frequent first
         self.skipped = dict(sorted(skipped.items(), key=lambda item: -len(item[1])))
 
     def figures(self) -> dict[str, str]:
