@@ -52,7 +52,7 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
             raise ValueError(f"column {column!r} is {kind}, not text")
     parts = Formatter().parse(args.prompt_template)
     prompt = "".join(literal + row.get(column, "") for literal, column, _, _ in parts)
-    if not any(row[column].strip() for column in names if column != args.response_column):
+    if not any(row[column].strip() for column in names[:-1]):  # but for the response
         raise ValueError("empty prompt")
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     messages.append({"role": "user", "content": prompt})
