@@ -1,5 +1,6 @@
 import inspect
 import warnings
+from collections import defaultdict
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -51,37 +52,37 @@ def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
     """The linear layers in `targets`, where a word means several; refuses what no block has."""
     targets = [targets] if isinstance(targets, str) else targets
     layers = linear_layers(model)
-    paths = layers["all_linear"]
-    names = {path.split(".")[-1] for path in paths}
-    missing = [word for word in targets if not layers.get(word) and word not in names | paths]
+    missing = [word for word in targets if word not in layers]
     if missing or not targets:
+        names = sorted({path.split(".")[-1] for path in layers["all_linear"]})
         raise SystemExit(
             f"target_modules: {', '.join(missing) or 'empty'} is in no block of this model; it has "
-            f"{', '.join(sorted(names)) or 'no linear layers'}; attention, mlp and all_linear "
+            f"{', '.join(names) or 'no linear layers'}; attention, mlp and all_linear "
             "mean several of them."
         )
-    chosen = set().union(*(layers.get(word, {word}) for word in targets))
-    for name in names:
-        named = {path for path in paths if path.split(".")[-1] == name}
-        if named <= chosen:  # else peft would take the others as well
-            chosen = chosen - named | {name}
-    return sorted(chosen)
+    chosen = set().union(*(layers[word] for word in targets))
+    # peft takes every layer of a name: the path says which where only some of them are chosen
+    names = {path: path.split(".")[-1] for path in chosen}
+    return sorted({name if layers[name] <= chosen else path for path, name in names.items()})
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
-    """The paths of the linear layers in a block, such as self_attn.q_proj, by word.
+    """The paths of the linear layers in a block, such as self_attn.q_proj, by word, name and path.
 
     Attention is what takes the attention mask, whatever its name.
     """
-    attention, mlp = set(), set()
+    layers = defaultdict(set)
     for block in model.modules():
         if isinstance(block, GradientCheckpointingLayer):
-            for name, part in block.named_children():
-                takes_mask = "attention_mask" in inspect.signature(type(part).forward).parameters
-                for path, module in part.named_modules(prefix=name):
-                    if isinstance(module, nn.Linear):  # bitsandbytes' layers are, too
-                        (attention if takes_mask else mlp).add(path)
-    return {"attention": attention, "mlp": mlp, "all_linear": attention | mlp}
+            for path, module in block.named_modules():
+                if isinstance(module, nn.Linear):  # bitsandbytes' layers are, too
+                    part, name = path.split(".")[0], path.split(".")[-1]
+                    forward = type(block.get_submodule(part)).forward
+                    takes_mask = "attention_mask" in inspect.signature(forward).parameters
+                    word = "attention" if takes_mask else "mlp"
+                    for key in (word, "all_linear", name, path):
+                        layers[key].add(path)
+    return layers
 
 
 def load_base(

@@ -36,10 +36,9 @@ def main(argv: list[str]) -> Path:
     report = RowReport.of(encoded)
     show_rows({"all rows": report})
 
-    by_length = report.used[np.argsort(-report.lengths, kind="stable")]
-    titles = {index: f"row {index + 1}" for index in report.used[:FIRST].tolist()}
-    for index in by_length[:LONGEST].tolist():
-        titles[index] = f"row {index + 1}, among the longest"
+    longest = report.used[np.argsort(-report.lengths, kind="stable")]
+    titles = {index: f"row {index + 1}" for index in report.used[:FIRST]}
+    titles |= {index: f"row {index + 1}, among the longest" for index in longest[:LONGEST]}
     shown = {title: encoded[index] for index, title in titles.items()}
     for title, example in shown.items():
         show(title, example, tokenizer)
