@@ -47,15 +47,12 @@ def main(argv: list[str]) -> str:
 
 def prompts(given: str) -> Iterator[str]:
     """What is given, or all of a pipe; else each line that is typed, up to an empty one."""
-    if given:
-        yield given
-    elif not sys.stdin.isatty():
-        if text := sys.stdin.read().strip():
-            yield text
-    else:
+    if not given and sys.stdin.isatty():
         with suppress(EOFError, KeyboardInterrupt):
             while line := input("> ").strip():
                 yield line
+    elif prompt := given or sys.stdin.read().strip():
+        yield prompt
 
 
 def reply(

@@ -12,13 +12,13 @@ from transformers import set_seed
 
 import chat
 from sft.adapter import add_adapter, check_adapter
-from sft.checkpoints import check_disk, checkpoint_to_resume, step_of
+from sft.checkpoints import check_disk, checkpoint_to_resume
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
 from sft.machine import choose
 from sft.model import load_model, load_tokenizer
-from sft.report import plot_loss, show_rows, show_summary, summarize
+from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
 from sft.trainer import Trainer
@@ -68,12 +68,12 @@ def main(argv: list[str]) -> Path:
     check_disk(model, training_args)
     text_config = model.config.get_text_config()
     text_config.use_cache = False  # the cache is for generating
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.train(resume_from_checkpoint=checkpoint)
     step, last = trainer.state.global_step, trainer.state.max_steps
     if step < last:
         raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
     if "evaluation" in examples:
-        metrics |= trainer.evaluate()
+        trainer.evaluate()
     text_config.use_cache = True
 
     final = Path(training_args.output_dir) / "final"
@@ -82,8 +82,7 @@ def main(argv: list[str]) -> Path:
     if trainer.is_world_process_zero():
         stop_at(model, stop_tokens(tokenizer)).save_pretrained(final)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
-        summary = summarize(trainer, overrides, reports, metrics, step_of(checkpoint))
-        show_summary(summary, final.parent)
+        show_summary(trainer, reports["train"], overrides)
     trainer.close()
 
     if options.smoke and training_args.world_size == 1:
