@@ -85,18 +85,18 @@ def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
     return layers
 
 
-def load_base(
+def load_trained(
     folder: Path, args: ProjectArguments, dtype: torch.dtype | None = None
-) -> PreTrainedModel:
-    """The base model that the adapter in `folder` was trained on, whatever config.yaml says now."""
-    path = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    return load_model(replace(args, base_model_path=path), dtype)
+) -> PreTrainedModel | PeftModel:
+    """The adapter in `folder` on its base as it was trained; a merged folder loads by itself.
 
-
-def load_trained(folder: Path, args: ProjectArguments) -> PreTrainedModel | PeftModel:
-    """The adapter in `folder` on its base as it was trained; a merged folder loads by itself."""
-    if (folder / "adapter_config.json").exists():
-        model = PeftModel.from_pretrained(load_base(folder, args), folder)
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model
-    return load_whole(str(folder), args)
+    With a `dtype`, the base is dequantized to it: what it was rounded to, as the adapter saw it.
+    """
+    if not (folder / "adapter_config.json").exists():
+        return load_whole(str(folder), args)
+    path = PeftConfig.from_pretrained(folder).base_model_name_or_path  # not config.yaml's of today
+    base = load_model(replace(args, base_model_path=path), dtype)
+    if dtype and getattr(base, "is_quantized", False):
+        base = base.dequantize(dtype=dtype).to(dtype)
+    base.generation_config = GenerationConfig.from_pretrained(folder)
+    return PeftModel.from_pretrained(base, folder)

@@ -3,7 +3,7 @@
 python train.py                         the real run; started again, it goes on where it stopped
 python train.py --learning_rate 1e-4    any key of config.yaml, for this run alone
 
-  --smoke    the whole path with a tiny twin, offline, on the CPU, in seconds
+  --smoke    the whole path with a tiny random twin of the model, offline, on the CPU
 """
 
 from pathlib import Path
@@ -35,13 +35,12 @@ def main(argv: list[str]) -> Path:
     checkpoint = checkpoint_to_resume(training_args, args)
     set_seed(training_args.seed)
 
-    say("1. Load the rows")
     with training_args.main_process_first():  # the others find it in the cache
+        say("1. Load the rows")
         rows = load_rows(args)
 
-    say("2. Preprocess: rows to tokens, with labels on what is trained on")
-    tokenizer = load_tokenizer(args.base_model_path, args.revision)
-    with training_args.main_process_first():
+        say("2. Preprocess: rows to tokens, with labels on what is trained on")
+        tokenizer = load_tokenizer(args.base_model_path, args.revision)
         examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
 

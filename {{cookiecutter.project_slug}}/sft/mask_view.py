@@ -1,22 +1,14 @@
-"""The mask drawn as coloured tokens: in the terminal and on a web page."""
+"""The mask drawn as coloured tokens."""
 
-import json
 import os
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 
-import numpy as np
-from jinja2 import Template
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.config import ProjectArguments
-from sft.row_report import RowReport
-
-PAGE = Path(__file__).with_name("mask_view.html.jinja")
 SHOWN = 600  # characters of a long prompt that the terminal shows
 console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # one process speaks
 
@@ -58,46 +50,3 @@ def share(example: dict) -> str:
     """How many of the tokens are trained on."""
     tokens, read = len(example["labels"]), example["labels"].count(-100)
     return f"{tokens - read:,} of {tokens:,} tokens are trained on ({1 - read / tokens:.1%})"
-
-
-def show_skipped(rows: list[tuple[int, str, dict]]) -> None:
-    """List rows that are skipped: number, reason and columns."""
-    for number, reason, row in rows:
-        console.print(Text.assemble((f"row {number}", "red"), f" skipped: {reason}"))
-        for column, value in row.items():
-            console.print(Text(f"    {column}: {_json(value)[:90]}", "bright_black"))
-
-
-def page(
-    args: ProjectArguments,
-    report: RowReport,
-    shown: dict[str, dict],
-    skipped: list[tuple[int, str, dict]],
-    tokenizer: Tokenizer,
-) -> str:
-    """One self-contained HTML page: figures, histograms, tokens to hover over, skipped rows.
-
-    Args:
-        shown: title -> example.
-        skipped: number, reason and columns of rows that are skipped.
-    """
-    sizes = {f"tokens a row (max_length is {args.max_length:,})": report.lengths}
-    sizes["trained tokens a row"] = report.trained
-    return Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
-        args=args,
-        figures=report.figures(),
-        histograms=[(name, *histogram(values)) for name, values in sizes.items() if values.size],
-        examples=[(title, share(one), pieces(one, tokenizer)) for title, one in shown.items()],
-        skipped=skipped,
-        json=_json,
-    )
-
-
-def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least, the median and the most; and how many values are in each of up to 40 bars."""
-    counts, _ = np.histogram(values, min(40, np.ptp(values) + 1))
-    return np.percentile(values, (0, 50, 100)), counts
-
-
-def _json(value) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)

@@ -47,13 +47,10 @@ def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> N
         if key in logged:
             summary[name] = logged[key]
     if args.device.type == "cuda":
-        allocated = torch.cuda.max_memory_allocated() / GB
-        summary["peak_memory_gb"] = allocated
+        summary["peak_memory_gb"] = torch.cuda.max_memory_allocated() / GB
         summary["peak_memory_reserved_gb"] = torch.cuda.max_memory_reserved() / GB
         with suppress(NoCount):
-            counted = counted_peak(args, report, overrides) / GB
-            summary["peak_memory_counted_gb"] = counted
-            summary["peak_memory_difference"] = counted / allocated - 1  # a share
+            summary["peak_memory_counted_gb"] = counted_peak(args, report, overrides) / GB
     file = Path(args.output_dir) / "summary.json"
     file.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     table = Table(title="Result", title_justify="left", show_header=False)
