@@ -74,14 +74,13 @@ def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
     layers = defaultdict(set)
     for block in model.modules():
         if isinstance(block, GradientCheckpointingLayer):
-            for path, module in block.named_modules():
-                if isinstance(module, nn.Linear):  # bitsandbytes' layers are, too
-                    part, name = path.split(".")[0], path.split(".")[-1]
-                    forward = type(block.get_submodule(part)).forward
-                    takes_mask = "attention_mask" in inspect.signature(forward).parameters
-                    word = "attention" if takes_mask else "mlp"
-                    for key in (word, "all_linear", name, path):
-                        layers[key].add(path)
+            for child, part in block.named_children():
+                inputs = inspect.signature(type(part).forward).parameters
+                word = "attention" if "attention_mask" in inputs else "mlp"
+                for path, module in part.named_modules(prefix=child):
+                    if isinstance(module, nn.Linear):  # bitsandbytes' layers are, too
+                        for key in (word, "all_linear", path, path.split(".")[-1]):
+                            layers[key].add(path)
     return layers
 
 
@@ -90,7 +89,7 @@ def load_trained(
 ) -> PreTrainedModel | PeftModel:
     """The adapter in `folder` on its base as it was trained; a merged folder loads by itself.
 
-    With a `dtype`, the base is dequantized to it: what it was rounded to, as the adapter saw it.
+    With a `dtype` the base is in that, dequantized: rounded weights, as the adapter saw them.
     """
     if not (folder / "adapter_config.json").exists():
         return load_whole(str(folder), args)

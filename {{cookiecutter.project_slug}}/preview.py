@@ -9,6 +9,7 @@ No model is loaded. The examples are cached: training takes them from there.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sft.rows import load_rows
 from sft.twin import smoke_overrides
 
 FIRST, LONGEST, SKIPPED = 5, 2, 5  # how many rows are shown; of those skipped, for each reason
+as_json = partial(json.dumps, ensure_ascii=False, default=str)
 PAGE = ROOT / "sft/preview.html.jinja"
 
 
@@ -78,11 +80,6 @@ def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The least, the median and the most; and how many values are in each of up to 40 bars."""
     counts, _ = np.histogram(values, min(40, np.ptp(values) + 1))
     return np.percentile(values, (0, 50, 100)), counts
-
-
-def as_json(value) -> str:
-    """In one line, to tell blanks from line breaks."""
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 if __name__ == "__main__":

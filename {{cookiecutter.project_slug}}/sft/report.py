@@ -43,9 +43,8 @@ def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> N
         "seconds": logged["train_runtime"],
         "tokens_per_second": logged["train_samples_per_second"] * report.lengths.mean(),
     }
-    for name, key in (("train_loss", "loss"), ("eval_loss", "eval_loss")):
-        if key in logged:
-            summary[name] = logged[key]
+    losses = {"train_loss": "loss", "eval_loss": "eval_loss"}
+    summary |= {name: logged[key] for name, key in losses.items() if key in logged}
     if args.device.type == "cuda":
         summary["peak_memory_gb"] = torch.cuda.max_memory_allocated() / GB
         summary["peak_memory_reserved_gb"] = torch.cuda.max_memory_reserved() / GB
@@ -55,8 +54,8 @@ def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> N
     file.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     table = Table(title="Result", title_justify="left", show_header=False)
     for name, value in summary.items():
-        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-        table.add_row(name.replace("_", " "), shown)
+        kind = ",.4g" if isinstance(value, float) else ","
+        table.add_row(name.replace("_", " "), f"{value:{kind}}")
     console.print(table)
 
 

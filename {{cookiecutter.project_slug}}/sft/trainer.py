@@ -38,9 +38,7 @@ class Trainer(transformers.Trainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The mean loss of a batch, of shape (); for metrics also its logits and labels.
 
-        Returns:
-            The loss, logits of shape (trained tokens, vocabulary), and labels of shape
-            (trained tokens,): `logits[i]` predicts `labels[i]`.
+        Their shapes are (trained tokens, vocabulary) and (trained tokens,), in the same order.
         """
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         tokens = int(self._get_num_items_in_batch([inputs], self.args.device))
