@@ -41,7 +41,7 @@ def _end_of_last(row: Row, start: int, end: int, settings: Settings) -> str:
         return closing
     words = _plain(tail, settings)
     header = any(text[:start].endswith(tail[m.start() :]) for m in control.finditer(tail))
-    if not words and not header and tail.strip() == closing.strip():
+    if not header and tail.strip() == closing.strip():
         return closing
     # what belongs to the turn is there even where another message follows
     (longer,) = render([[*row.safe_messages, PROBE]], settings)

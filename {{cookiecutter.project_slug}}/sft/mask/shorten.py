@@ -4,6 +4,7 @@ Whole turns, or the start of a prompt: what is left is rendered and masked anew,
 nor the template's own text is ever cut.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -28,7 +29,8 @@ def shorten(row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tok
         mask([shorter[number]])
         return shorter[number].error is None and len(shorter[number].ids) <= max_length
 
-    guess = int(len(shorter) * (1 - max_length / length))
+    most = _size(row.messages) * max_length / length  # characters that should fit
+    guess = bisect_left(shorter, True, key=lambda one: _size(one.messages) <= most)
     number = _first(len(shorter), guess, fits)
     if shorter:
         row = shorter[min(number, len(shorter) - 1)]
@@ -42,6 +44,10 @@ def shorten(row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tok
             detail = f"{length} tokens, {max_length} allowed"
             row.error = MaskError("longer than max_length", detail)
     return row
+
+
+def _size(messages: list[dict]) -> int:
+    return sum(len(message.get("content") or "") for message in messages)
 
 
 def _first(count: int, guess: int, fits: Callable[[int], bool]) -> int:
