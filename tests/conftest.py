@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cookiecutter.environment import StrictEnvironment
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -45,6 +46,21 @@ def combinations() -> list[dict]:
 
 def name_of(answers: dict) -> str:
     return "-".join(answer.split("/")[-1] for answer in answers.values())
+
+
+def compile_each_text_once() -> None:
+    """Cookiecutter has Jinja compile all files and their names anew for every project."""
+    compiled, compile_now = {}, StrictEnvironment.compile
+
+    def compiling(environment, source, name=None, filename=None):
+        if (source, name) not in compiled:
+            compiled[source, name] = compile_now(environment, source, name, filename)
+        return compiled[source, name]
+
+    StrictEnvironment.compile = compiling
+
+
+compile_each_text_once()
 
 
 class Bakery:
@@ -86,6 +102,8 @@ PRELOAD = [  # imports alone: what computes starts threads, and a forked process
     *("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate"),
     *("matplotlib.pyplot", "transformers.trainer", "datasets.packaged_modules.json.json"),
     *("cookiecutter.main", "rich.progress", "transformers.integrations.bitsandbytes"),
+    *("rich._emoji_codes", "torch.nn.attention.varlen", "transformers.generation.streamers"),
+    *("peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion"),
     *(
         f"transformers.models.{name}.modeling_{name}"
         for name in ("gemma3", "llama", "mistral", "phi3", "qwen3", "smollm3")

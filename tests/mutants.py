@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="list the faults and stop")
     parser.add_argument("--fresh", action="store_true", help="forget what was found before")
     options = parser.parse_args()
-    matrix.warm_up()
+    matrix.warm_up(candidates(), TEMPLATE)
     KEPT.mkdir(exist_ok=True)
     if options.fresh:
         (KEPT / "results.jsonl").unlink(missing_ok=True)

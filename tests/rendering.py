@@ -87,9 +87,9 @@ def check_render(project: Path, answers: dict, seen: Path) -> None:
     expected = expected_files(answers)
     assert files.keys() == expected, f"unlike expected: {sorted(files.keys() ^ expected)}"
     contents = {name: path.read_bytes() for name, path in files.items()}
-    settings = contents["pyproject.toml"]
+    settings = tomllib.loads(contents["pyproject.toml"].decode("utf-8"))["tool"]["ruff"]
     notes = {
-        name: seen / hashlib.sha256(name.encode() + content + settings).hexdigest()
+        name: seen / hashlib.sha256(name.encode() + content + repr(settings).encode()).hexdigest()
         for name, content in contents.items()
     }
     new = [name for name in files if not notes[name].exists()]
