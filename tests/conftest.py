@@ -133,12 +133,16 @@ def in_project(project: Path, function, *args):
 
 
 def _child(sender, project: Path, function, args) -> None:
+    import gc
     import traceback
 
     import torch
 
+    gc.freeze()  # what this process was forked with, which its collector need not look at
+    gc.unfreeze = lambda: None
     torch.set_num_threads(1)  # two of these run side by side
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins that a project has no use for
     os.environ["HF_DATASETS_CACHE"] = str(project / "cache")
     log = os.open(project / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)

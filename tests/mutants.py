@@ -300,7 +300,8 @@ def in_project_tests(answers: dict, home: Path, template: Path) -> None:
     os.chdir(project)
     sys.path.insert(0, str(project))
     forget_our_modules()
-    words = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cookies"]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    words = ["-q", "-x", "-p", "no:cacheprovider"]
     seen = Failures()
     assert pytest.main(words, plugins=[seen]) == 0, seen.first
 
