@@ -77,6 +77,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     rows = ["sft/rows.py", "sft/examples.py", "data/sample.jsonl", *tokenizer]
     once(notes, check_keys_of_rows, answers, seen, reads=rows, given=words)
     check_evaluation_loss(seen, final)
+    check_summary(seen["trainer"])
     check_chat(seen, final)
     weights = [f"{TWIN}/config.json", f"{TWIN}/model.safetensors"]
     if answers["lora_targets"] != "full":
@@ -361,6 +362,46 @@ def check_evaluation_loss(seen: dict, final: Path) -> None:
     assert summary["train_loss"] == logged[-1]
     assert summary["steps"] == trainer.state.max_steps == trainer.state.global_step
     assert summary["rows_used"] == len(trainer.train_dataset)
+
+
+def check_summary(trainer) -> None:
+    """Speed is of the steps of this run alone; a GPU's peak is shown beside the counted one."""
+    import numpy as np
+    import torch
+
+    from sft.memory import GB
+    from sft.report import summarize
+
+    state, metrics = trainer.state, {"train_runtime": 2.0, "eval_loss": 3.0}
+    rows = SimpleNamespace(
+        rows=7, used=np.arange(5), lengths=np.full(5, 120), trained=np.full(5, 12)
+    )
+    for first_step in (0, 1, state.global_step):
+        found = summarize(trainer, [], {"train": rows}, metrics, first_step)
+        share = (state.global_step - first_step) / state.global_step
+        assert abs(found["tokens_per_second"] - 600 * state.epoch * share / 2) < 1e-6
+    assert found["trained_tokens_seen"] == round(60 * state.epoch)
+    assert [found[key] for key in ("rows_used", "rows_skipped", "seconds", "eval_loss")] == [
+        *(5, 2, 2.0, 3.0)
+    ]
+    assert not any("memory" in key for key in found)
+
+    args = SimpleNamespace(
+        device=torch.device("cuda"), optim=trainer.args.optim, activation_checkpointing=True
+    )
+    on_gpu = SimpleNamespace(state=state, args=args)
+    with (
+        patch("torch.cuda.max_memory_allocated", return_value=2 * GB),
+        patch("torch.cuda.max_memory_reserved", return_value=3 * GB),
+        patch("sft.report.count_for", return_value="a count"),
+        patch("sft.report.memory", return_value=SimpleNamespace(peak=5 * GB)) as counted,
+    ):
+        found = summarize(on_gpu, [], {"train": rows}, metrics, 0)
+    assert [value for key, value in found.items() if "memory" in key] == [2.0, 3.0, 5.0, 1.5]
+    (count, values), _ = counted.call_args
+    given = [values[key] for key in ("activation_checkpointing", "optim", "max_length")]
+    assert given == [True, trainer.args.optim.value, 120]
+    assert count == "a count" and values["trained_share"] == 0.1
 
 
 def check_chat(seen: dict, final: Path) -> None:
