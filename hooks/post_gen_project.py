@@ -63,7 +63,7 @@ def memory_table(step):
     for batch in vram.BATCHES:
         cells = []
         for length in vram.LENGTHS:
-            one = step.sized(batch, length)
+            one = step.memory(**{vram.BATCH: batch, vram.LENGTH: length})
             fits, tight = vram.smallest(one), vram.smallest(one, ("fits", "tight"))
             card = f"**{fits}**" if fits else "no card"
             cells.append(f"{vram.gb(one.peak)} → {card}" + (f" ({tight})" if tight != fits else ""))
@@ -74,7 +74,7 @@ def memory_table(step):
         f"After each figure the smallest card that it fits, of {', '.join(map(str, vram.CARDS))} GB; "
         "in brackets the one that would be tight.",
         "",
-        vram.summary(step),
+        step.summary(),
         "",
     ])
 
@@ -84,7 +84,7 @@ def counted_step():
     counts = [*json.loads(memory.COUNTS.read_text(encoding="utf-8")).values()]
     if not counts:  # of another model than the menu's nothing is assumed
         return None
-    memory.keep({memory.fingerprint(memory.DEFAULTS | read_values([])): counts[0]})
+    memory.keep({memory.fingerprint(read_values([])): counts[0]})
     return vram.Step([])
 
 

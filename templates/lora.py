@@ -10,8 +10,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sft.command_line import refuse_unknown
-from sft.config import ProjectArguments
+from sft.config import ProjectArguments, refuse_unknown
 from sft.model import load_model, load_whole
 
 # peft asks by the old name, at every load

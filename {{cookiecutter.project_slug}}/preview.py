@@ -33,7 +33,7 @@ def main(argv: list[str]) -> Path:
     rows = load_rows(args)["train"]
     tokenizer = load_tokenizer(args.base_model_path, args.revision)
     encoded = encode_rows(rows, tokenizer, args)
-    report = RowReport.of(encoded)
+    report = RowReport(encoded)
     show_rows({"all rows": report})
 
     by_length = report.used[np.argsort(-report.lengths, kind="stable")]

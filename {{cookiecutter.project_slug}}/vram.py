@@ -14,7 +14,7 @@ as is another model: --base_model_path ORG/NAME. One GB is 2**30 bytes.
 
 import json
 import re
-import sys
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sft.config import parse, read_values
+from sft.config import parse, read_values, run
 from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, NoCount, count_for, memory
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB
@@ -31,9 +31,9 @@ NAMED = {  # GB that are there to use
     "5090": 32, "t4": 14.6, "v100": 16, "l4": 22, "a10": 22, "a10g": 22, "a40": 45, "l40s": 44.5,
     "a6000": 48, "a100": 79, "h100": 79, "h200": 140, "b200": 178,
 }  # fmt: skip
+BATCH, LENGTH = "per_device_train_batch_size", "max_length"
 BATCHES, LENGTHS = (1, 2, 4, 8), (512, 1024, 2048, 4096)
 OPTIONS = {"card": "", "max": False, "lesson": False, "json": False, "trained_share": 0.25}
-COLOURS = {"fits": "green", "tight": "yellow", "won't": "red"}
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         now = step.memory()
         print(json.dumps(asdict(now) | {"cards": {f"{gb:g}": now.verdict(gb) for gb in cards}}))
     elif options.lesson:
-        print_lesson(step)
+        print_lesson(step.memory())
     elif options.max:
         print_max(step, cards)
     else:
@@ -70,15 +70,18 @@ class Step:
         """What it takes with these settings changed."""
         return memory(self.count, self.settings | changes)
 
-    def sized(self, batch: int, length: int) -> Memory:
-        return self.memory(per_device_train_batch_size=batch, max_length=length)
+    def summary(self) -> str:
+        now = self.memory()
+        card = f"a card of {smallest(now)}" if smallest(now) else f"no card of {CARDS[-1]}"
+        sizes = f"batch size {self.settings[BATCH]}, {self.settings[LENGTH]} tokens"
+        return f"With these settings ({sizes}) the peak is {gb(now.peak)} GB: fits {card} GB."
 
     def changes(self) -> Iterator[tuple[dict, str]]:
         """Values of config.yaml that save memory, and their price; the cheapest come first."""
         now = self.settings
-        if (batch := now["per_device_train_batch_size"]) > 1:
-            steps = now["gradient_accumulation_steps"] * batch
-            sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
+        steps = now["gradient_accumulation_steps"] * now[BATCH]
+        if now[BATCH] > 1:
+            sizes = {BATCH: 1, "gradient_accumulation_steps": steps}
             yield sizes, "the same result, a little slower"
         if not now["activation_checkpointing"]:
             yield {"activation_checkpointing": True}, "a quarter slower"
@@ -86,17 +89,15 @@ class Step:
             yield {"optim": PAGED}, "the optimizer's averages are rounded"
         if now.get("r", 0) > 16:
             yield {"r": 16}, "a smaller adapter learns less"
-        if (length := now["max_length"]) >= 512:
-            yield {"max_length": length // 2}, "longer rows are skipped"
+        if now[LENGTH] >= 512:
+            yield {LENGTH: now[LENGTH] // 2}, "longer rows are skipped"
 
     def largest(self, key: str, card: float) -> int:
         """The largest value of a size that fits a card; 0 if 1 is too large already."""
-        low, high = 0, 2**24
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = self.memory(**{key: middle}).verdict(card) == "fits"
-            low, high = (middle, high) if fits else (low, middle)
-        return low
+        sizes = range(1, 2**24)
+        return bisect_left(
+            sizes, True, key=lambda size: self.memory(**{key: size}).verdict(card) != "fits"
+        )
 
 
 def card_gb(name: str) -> float:
@@ -121,30 +122,23 @@ def smallest(one: Memory, verdicts: tuple = ("fits",)) -> int | None:
     return next((gb for gb in CARDS if one.verdict(gb) in verdicts), None)
 
 
-def summary(step: Step) -> str:
-    now, fits = step.memory(), smallest(step.memory())
-    return (
-        f"With these settings (batch size {step.settings['per_device_train_batch_size']}, "
-        f"{step.settings['max_length']} tokens) the peak is {gb(now.peak)} GB: "
-        f"fits {f'a card of {fits}' if fits else f'no card of {CARDS[-1]}'} GB."
-    )
-
-
 def gb(size: float) -> str:
     return f"{size / GB:.1f}"
 
 
-def print_table(
-    title: str, columns: list[str], rows: list[list[str]], bold_end: bool = False
-) -> None:
-    """Print a table whose columns but the first are numbers, and those without a name are text."""
+def coloured(text: str, verdict: str) -> str:
+    colour = {"fits": "green", "tight": "yellow", "won't": "red"}[verdict]
+    return f"[{colour}]{text}[/]"
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; columns with a name hold numbers, but for the first."""
     table = Table(*columns[:1], box=box.SIMPLE_HEAD)
     for name in columns[1:]:
         table.add_column(name, justify="right" if name else "left")
-    for number, row in enumerate(rows, start=1):
-        table.add_row(*row, style="bold" if bold_end and number == len(rows) else None)
-    console = Console(highlight=False)
-    console.print(f"[italic]{title}[/]", table, sep="\n")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(f"[italic]{title}[/]", table, sep="\n")
 
 
 def print_all(step: Step, cards: tuple) -> None:
@@ -159,25 +153,22 @@ def print_all(step: Step, cards: tuple) -> None:
         [name, gb(size), f"[cyan]{'█' * round(40 * size / longest)}[/]"]
         for name, size in sorted(now.parts.items(), key=lambda part: -part[1])
     ]
-    parts.append(["peak", gb(now.peak), f"in {now.peak_at}"])
-    print_table("What the peak is made of", ["", "GB", ""], parts, bold_end=True)
+    parts.append(["[bold]peak[/]", f"[bold]{gb(now.peak)}[/]", f"in {now.peak_at}"])
+    print_table("What the peak is made of", ["", "GB", ""], parts)
 
-    shades = dict(zip(cards if len(cards) == 1 else (24, 80), ("green", "yellow"), strict=False))
+    card = cards[0] if len(cards) == 1 else 24
     sizes = []
     for batch in BATCHES:
-        row = [step.sized(batch, length) for length in LENGTHS]
-        shade = [next((s for c, s in shades.items() if m.verdict(c) == "fits"), "red") for m in row]
-        sizes.append(
-            [f"{batch}", *(f"[{s}]{gb(m.peak)}[/]" for s, m in zip(shade, row, strict=True))]
-        )
-    fit = ", ".join(f"[{shade}]{shade}[/] fits {card:g} GB" for card, shade in shades.items())
-    title = f"GB by batch size and length: {fit}, [red]red[/] does not"
-    print_table(title, ["batch size", *(f"{n} tokens" for n in LENGTHS)], sizes)
+        row = [step.memory(**{BATCH: batch, LENGTH: length}) for length in LENGTHS]
+        sizes.append([f"{batch}", *(coloured(gb(one.peak), one.verdict(card)) for one in row)])
+    meaning = f"[green]green[/] fits {card:g} GB, [yellow]yellow[/] is tight, [red]red[/] won't"
+    columns = ["batch size", *(f"{length} tokens" for length in LENGTHS)]
+    print_table(f"GB by batch size and length: {meaning}", columns, sizes)
 
     verdicts = {card: now.verdict(card) for card in cards}
-    row = [f"[{COLOURS[verdict]}]{verdict}[/]" for verdict in verdicts.values()]
+    row = [coloured(verdict, verdict) for verdict in verdicts.values()]
     print_table("With these settings a card of", [f"{card:g} GB" for card in cards], [row])
-    print(summary(step))
+    print(step.summary())
     if small := [card for card, verdict in verdicts.items() if verdict != "fits"]:
         print_advice(step, small[-1])
 
@@ -204,28 +195,27 @@ def print_advice(step: Step, card: float) -> None:
 
 def print_max(step: Step, cards: tuple) -> None:
     """The largest sizes that fit, card by card."""
-    keys = ("max_length", "per_device_train_batch_size")
     rows = []
     for card in cards:
-        found = [step.largest(key, card) for key in keys]
+        found = [step.largest(key, card) for key in (LENGTH, BATCH)]
         rows.append([f"{card:g} GB", *(f"{n:,}" if n else "-" for n in found)])
-    print_table("The most that fits, each with the other as it is", ["card", *keys], rows)
+    print_table("The most that fits, each with the other as it is", ["card", LENGTH, BATCH], rows)
 
 
-def print_lesson(step: Step) -> None:
+def print_lesson(now: Memory) -> None:
     """Training a parameter takes 16 bytes; where they go, in figures of this model."""
-    now = step.memory()
     whole, trained = now.parameters / GB, now.trainable / GB
     frozen = sum(n for name, n in now.parts.items() if name.startswith(("base", "quant"))) / GB
-    frozen = frozen if now.trainable < now.parameters else 0
-    rows = [
-        ["weights", *(f"{n:.1f}" for n in (whole / 2, 4 * whole, frozen + 4 * trained))],
-        ["gradients", *(f"{4 * n:.1f}" for n in (whole, whole, trained))],
-        ["two averages of AdamW", *(f"{8 * n:.1f}" for n in (whole, whole, trained))],
-        ["together", *(f"{n:.1f}" for n in (12.5 * whole, 16 * whole, frozen + 16 * trained))],
-    ]
-    columns = ["", "weights in 4 bits", "every weight", "this project"]
-    print_table("Three ways to train, in GB", columns, rows, bold_end=True)
+    frozen *= now.trainable < now.parameters
+    ways = {  # weights, gradients, averages
+        "weights in 4 bits": (whole / 2, 4 * whole, 8 * whole),
+        "every weight": (4 * whole, 4 * whole, 8 * whole),
+        "this project": (frozen + 4 * trained, 4 * trained, 8 * trained),
+    }
+    columns = [[f"{n:.1f}" for n in (*way, sum(way))] for way in ways.values()]
+    names = ("weights", "gradients", "two averages of AdamW", "together")
+    rows = [list(row) for row in zip(names, *columns, strict=True)]
+    print_table("Three ways to train, in GB", ["", *ways], rows)
     print(
         "A trained parameter takes 16 bytes: weight 4, gradient 4, the optimizer's averages 8.\n"
         "Weights in 4 bits save a quarter at best, and cannot be trained: a gradient step is much\n"
@@ -235,4 +225,4 @@ def print_lesson(step: Step) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(main)

@@ -28,23 +28,19 @@ def mask_options(args: DatasetArguments) -> dict:
 
 
 def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
-    """One row as a conversation: `[{"role": ..., "content": ...}, ...]`.
+    """One row as a conversation, `[{"role": ..., "content": ...}, ...]`.
 
-    `system_prompt` is put before conversations that have no system turn of their own. What the
-    turns hold is checked where they are masked (sft/mask/).
-
-    Raises:
-        ValueError: the column is not a list of turns.
+    `system_prompt` is put before conversations that have no system turn of their own. A ValueError
+    says that the column is no list of turns; what they hold is checked where they are masked.
     """
     turns = row[args.messages_column]
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"column {args.messages_column!r} is not a list of turns")
     messages = []
     for number, turn in enumerate(turns, start=1):
-        if not isinstance(turn, dict):
-            raise ValueError(f"a turn without role and content: turn {number}")
         # Arrow gives each turn all keys that any turn has; those it did not have are None
-        turn = {key: value for key, value in turn.items() if value is not None}
+        items = turn.items() if isinstance(turn, dict) else ()
+        turn = {key: value for key, value in items if value is not None}
         if "from" in turn and "value" in turn:
             role = SHAREGPT_ROLES.get(turn["from"], turn["from"])
             turn = {"role": role, "content": turn["value"]}

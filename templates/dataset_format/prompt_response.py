@@ -16,11 +16,7 @@ class DatasetArguments:
 
 
 def columns(args: DatasetArguments) -> list[str]:
-    """The columns that every row must have, in order.
-
-    Raises:
-        SystemExit: `prompt_template` is not a text with `{column}` in it.
-    """
+    """The columns that every row must have, in order; exits at a wrong `prompt_template`."""
     literal, names = "double the braces that are meant literally.", []
     try:
         for _, name, spec, conversion in Formatter().parse(args.prompt_template):
@@ -45,25 +41,20 @@ def mask_options(args: DatasetArguments) -> dict:
 
 
 def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
-    """One row as a conversation: `[{"role": ..., "content": ...}, ...]`.
+    """One row as a conversation, `[{"role": ..., "content": ...}, ...]`.
 
-    Raises:
-        ValueError: a column is not text, or the prompt's columns are empty.
+    A ValueError says which column is not text, or that the prompt's are empty.
     """
     names = columns(args)
     for column in names:
         if not isinstance(row[column], str):
             kind = "null" if row[column] is None else type(row[column]).__name__
             raise ValueError(f"column {column!r} is {kind}, not text")
-    prompt = "".join(
-        literal + (row[column] if column is not None else "")
-        for literal, column, _, _ in Formatter().parse(args.prompt_template)
-    )
-    if not any(row[column].strip() for column in names if column != args.response_column):
+    parts = Formatter().parse(args.prompt_template)
+    prompt = "".join(literal + row.get(column, "") for literal, column, _, _ in parts)
+    if not any(row[column].strip() for column in names[:-1]):  # but for the response
         raise ValueError("empty prompt")
-    system = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    return [
-        *system,
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": row[args.response_column]},
-    ]
+    messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    messages.append({"role": "user", "content": prompt})
+    messages.append({"role": "assistant", "content": row[args.response_column]})
+    return messages

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from sft.command_line import refuse_unknown
-from sft.config import ProjectArguments
+from sft.config import ProjectArguments, refuse_unknown
 from sft.model import load_whole
 
 

@@ -10,15 +10,14 @@ def refuse_broken_text(files: list[Path]) -> None:
     for file in files:
         if file.stat().st_size == 0:
             raise SystemExit(f"{file} is empty; it should hold one row a line.")
-        if file.suffix == ".parquet":
-            continue
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError:
-                    fault = f"{file}, line {number} is not UTF-8; save the file as UTF-8."
-                    raise SystemExit(fault) from None
+        if file.suffix != ".parquet":
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    try:
+                        line.decode("utf-8")
+                    except UnicodeDecodeError:
+                        fault = f"{file}, line {number} is not UTF-8; save the file as UTF-8."
+                        raise SystemExit(fault) from None
 
 
 def broken_line(files: list[Path]) -> str:
@@ -33,13 +32,12 @@ def broken_line(files: list[Path]) -> str:
 
 def _fault_in_csv(file: Path) -> str:
     with file.open(encoding="utf-8", newline="") as lines:
-        reader, line = csv.reader(lines, strict=True), 0
+        rows, line = csv.DictReader(lines, strict=True), 0
         try:
-            columns = len(next(reader, []))
-            for row in reader:
-                line = reader.line_num
-                if len(row) > columns:
-                    return f"{line} has {len(row)} values for {columns} columns; quote commas"
+            for row in rows:
+                line = rows.line_num
+                if None in row:  # the key of values beyond the last column
+                    return f"{line} has more values than columns; quote texts with commas"
         except csv.Error as error:
             return f"{line + 1} begins a row that does not end ({error})"
     return ""

@@ -19,15 +19,13 @@ _DECISIVE = (
 def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArguments) -> str | None:
     """The newest complete checkpoint in `output_dir`: the same command goes on after a crash.
 
-    Raises:
-        SystemExit: the checkpoints are of a run with other settings, or of one that is finished.
+    Exits where the checkpoints are of a run with other settings, or of one that is finished.
     """
     if training_args.resume_from_checkpoint:
         return training_args.resume_from_checkpoint
     output_dir = Path(training_args.output_dir)
     settings_file, summary = output_dir / "settings.json", output_dir / "summary.json"
-    settings = vars(args) | args.adapter
-    settings |= {key: getattr(training_args, key) for key in _DECISIVE}
+    settings = vars(args) | args.adapter | {key: getattr(training_args, key) for key in _DECISIVE}
     del settings["adapter"], settings["dataset_num_proc"]  # the latter changes nothing
     text = json.dumps(settings, indent=2, default=str)
     checkpoints = _complete_checkpoints(output_dir)
@@ -45,12 +43,10 @@ def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArgument
                 "give the new run its own --output_dir, or delete it."
             )
     if summary.exists():  # written last
-        say(
-            f"{output_dir} holds a finished run (python chat.py); a new one needs its --output_dir."
-        )
+        say(f"{output_dir} holds a finished run (python chat.py); give a new one its --output_dir.")
         raise SystemExit(0)
     # from its very last step the Trainer would take one more; killed there, it repeats a few
-    unfinished = [folder for folder, is_at_the_end in checkpoints.items() if not is_at_the_end]
+    unfinished = [folder for folder, goes_on in checkpoints.items() if goes_on]
     if not unfinished:
         say(f"{output_dir} has no checkpoint before the last step: starting over.")
         return None
@@ -80,14 +76,11 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
 
 
 def _complete_checkpoints(output_dir: Path) -> dict[Path, bool]:
-    """Each, the oldest first, and whether it is at the end of its run.
-
-    A run that is killed while saving leaves a folder without `trainer_state.json`, which is written
-    last, or with the Trainer's own marker in it.
-    """
-    found = {}
-    for file in output_dir.glob("checkpoint-*/trainer_state.json"):
-        if not file.with_name("checkpoint-is-incomplete.txt").exists():
+    """Each, the oldest first, and whether steps of its run are left."""
+    # a run that is killed while saving leaves a folder without this file, which is written last
+    found, files = {}, output_dir.glob("checkpoint-*/trainer_state.json")
+    for file in sorted(files, key=lambda file: step_of(file.parent)):
+        if not file.with_name("checkpoint-is-incomplete.txt").exists():  # the Trainer's own marker
             state = json.loads(file.read_text(encoding="utf-8"))
-            found[file.parent] = state["global_step"] >= state["max_steps"]
-    return dict(sorted(found.items(), key=lambda item: step_of(item[0])))
+            found[file.parent] = state["global_step"] < state["max_steps"]
+    return found

@@ -7,14 +7,15 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
+from enum import EnumType
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from types import NoneType, SimpleNamespace, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from sft.command_line import by_key, refuse_unknown, typed
 from sft.format import DatasetArguments
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ HELP = """
 Each key of config.yaml is an option as well, for one run: --max_length 2048, --report_to=none.
 So is any other field of transformers.TrainingArguments.
 """
+NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
+NAMES |= {str: "text", list: "a list", dict: "a mapping"}
 
 
 @dataclass(kw_only=True)
@@ -75,22 +78,16 @@ def run(main: Callable[[list[str]], Any], interrupted: str | int = 130) -> None:
 def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, list[str]]:
     """Split the command line into a script's own options and the words that override config.yaml.
 
-    Args:
-        doc: the script's docstring, in which its options are; `--help` shows it.
-        defaults: the options' values where they are not given, which are of the same types.
-
-    Raises:
-        SystemExit: a key does not exist or a value is of the wrong type; or the help was shown.
+    `defaults` are the options' values, of the same types, where none are given. `--help` shows
+    `doc`, the script's docstring, and exits.
     """
     if {"-h", "--help"} & {*argv}:
         print(doc, HELP, sep="", end="")
         raise SystemExit(0)
-    words, own, overrides = _words(argv, defaults), dict(defaults), []
+    words, overrides = _words(argv, defaults), []
+    own = {key: _typed(key, words.pop(key, was), type(was)) for key, was in defaults.items()}
     for key, value in words.items():
-        if key in defaults:
-            own[key] = typed(key, value, type(defaults[key]))
-        else:
-            overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
+        overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
     return SimpleNamespace(**own), overrides
 
 
@@ -99,11 +96,8 @@ def load_config(
 ) -> tuple[ProjectArguments, "TrainingArguments"]:
     """All values of a run: config.yaml's, or the command line's where it names the same key.
 
-    Args:
-        choose: chooses what is `auto`, and says so; training takes sft/machine.py's.
-
-    Raises:
-        SystemExit: a key does not exist or a value is wrong; the sentence names it.
+    `choose` chooses what is `auto`: training takes sft/machine.py's. Exits at a key that does not
+    exist or a value that is wrong.
     """
     from transformers import TrainingArguments
 
@@ -128,10 +122,10 @@ def project_arguments(overrides: list[str]) -> ProjectArguments:
     return _make(ProjectArguments, typed_values(overrides))
 
 
-def read_values(overrides: list[str]) -> dict[str, Any]:
-    """The keys of config.yaml and of the command line, without torch: only ours are typed."""
+def read_values(overrides: list[str], kinds: dict[str, Any] = OURS) -> dict[str, Any]:
+    """The keys of config.yaml and the command line, typed by `kinds`: ours alone need no torch."""
     values = _config_yaml() | _words(overrides)
-    return {key: typed(key, value, OURS.get(key, Any)) for key, value in values.items()}
+    return {key: _typed(key, value, kinds.get(key, Any)) for key, value in values.items()}
 
 
 def typed_values(overrides: list[str]) -> dict[str, Any]:
@@ -139,23 +133,29 @@ def typed_values(overrides: list[str]) -> dict[str, Any]:
     from transformers import TrainingArguments
 
     os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
-    config, words = _config_yaml(), _words(overrides)
     kinds = get_type_hints(TrainingArguments) | OURS
     kinds |= {key: kinds[key] | Literal[AUTO] for key in MAY_BE_AUTO}
-    others = {key: type(value) for key, value in config.items() if key not in kinds}
+    others = {key: type(value) for key, value in _config_yaml().items() if key not in kinds}
     slips = [key for key in others if difflib.get_close_matches(key, kinds, n=1, cutoff=0.88)]
     refuse_unknown(slips, kinds)
     every = (*fields(TrainingArguments), *fields(ProjectArguments))
     values = {each.name: each.default for each in every if each.default is not MISSING}
-    values |= dict.fromkeys(MAY_BE_AUTO, AUTO)
-    for key, given in (config | words).items():
-        values[key] = typed(key, given, (kinds | others)[key])
+    values |= dict.fromkeys(MAY_BE_AUTO, AUTO) | read_values(overrides, kinds | others)
     missing = [key for key in OURS if key not in values]
     if missing:
         raise SystemExit(f"config.yaml has no key {missing[0]!r}; restore it.")
     if values["activation_checkpointing"] == AUTO and values["gradient_checkpointing"] is not None:
         values["activation_checkpointing"] = values["gradient_checkpointing"]  # its older name
     return values | {"adapter": {key: values[key] for key in others}}
+
+
+def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
+    """Exit at the first key that does not exist, and name the nearest one that does."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
 
 
 def say(text: str) -> None:
@@ -177,13 +177,65 @@ def _config_yaml() -> dict[str, Any]:
 
 
 def _words(argv: list[str], options: Iterable[str] = ()) -> dict[str, str | list[str]]:
-    """The command line by key; refuses what is no key of config.yaml and no script's option."""
-    words, known = by_key(argv), [*options, *OURS, *_config_yaml()]
-    if not words.keys() <= {*known}:
+    """The command line by key; exits at a key that config.yaml, library and script do not have.
+
+    `--key=value` and `--key value` are a text, `--key` and `--key one two` a list of texts.
+    """
+    texts, key = {}, None
+    for word in argv:
+        if word.startswith("--"):
+            key, is_given, value = word[2:].partition("=")
+            texts[key] = [value] if is_given else []
+        elif key is None:
+            raise SystemExit(f"{word!r} belongs to no key; write --key=value.")
+        else:
+            texts[key].append(word)
+    known = [*options, *OURS, *_config_yaml()]
+    if not texts.keys() <= {*known}:
         from transformers import TrainingArguments
 
-        refuse_unknown(words, [*known, *get_type_hints(TrainingArguments)])
-    return words
+        refuse_unknown(texts, [*known, *get_type_hints(TrainingArguments)])
+    return {key: found[0] if len(found) == 1 else found for key, found in texts.items()}
+
+
+def _typed(key: str, given: Any, annotation: Any) -> Any:
+    """What is given for a key as one of its types: `true` for `bool | str` is True, `all` text."""
+    allowed, readings = _allowed(annotation), [given]
+    if isinstance(given, str):
+        readings = [_read(given), given, [given]]
+    elif given == []:
+        readings = [True, given]  # a switch, such as --smoke
+    for value in readings:
+        if Any in allowed or type(value) in allowed or value in allowed:
+            return value
+        if type(value) is int and float in allowed:
+            return float(value)
+    wanted = " or ".join(str(NAMES.get(one, one)) for one in allowed)
+    raise SystemExit(f"config.yaml or the command line: {key} must be {wanted}, not {given!r}.")
+
+
+def _allowed(annotation: Any) -> list:
+    """The types and single values that it names: for `bool | Literal["a"]`, [bool, "a"]."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    kinds, allowed = get_args(annotation) if is_union else [annotation], []
+    is_enum = EnumType in map(type, kinds)  # of `Enum | str` only the text of a member is right
+    for kind in kinds:
+        if isinstance(kind, EnumType):
+            allowed += [member.value for member in kind]
+        elif get_origin(kind) is Literal:
+            allowed += get_args(kind)
+        elif kind is not NoneType and not (is_enum and kind is str):
+            allowed.append(get_origin(kind) or kind)
+    return allowed
+
+
+def _read(text: str) -> Any:
+    """A number, true, a list or a mapping; any other text stays as it is, blanks included."""
+    for read in (int, float, yaml.safe_load):  # YAML alone takes 1e-4 for text
+        with suppress(ValueError, yaml.YAMLError):
+            value = read(text)
+            return text if value is None or isinstance(value, str) else value
+    return text
 
 
 def _make(arguments: type, values: dict[str, Any]) -> Any:

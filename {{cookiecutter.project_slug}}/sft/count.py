@@ -25,6 +25,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from sympy import primefactors, primerange
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,8 +42,6 @@ from sft.memory import NoCount, optimizers, read_config
 from sft.quantization import quantization_config
 from sft.trainer import Trainer
 from sft.twin import build_tokenizer
-
-Bytes = dict[tuple[str, str], float]  # (part, what it grows with) -> bytes for each of that
 
 
 def main(overrides: list[str]) -> None:
@@ -82,11 +81,14 @@ def count(
     text = config.get_text_config()
     text.use_cache = False
     windows = {getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")}
-    borders = [0, *sorted(n for n in windows if n), None]  # a row longer than that needs a mask
+    most = getattr(text, "max_position_embeddings", None) or sys.maxsize
+    # a row that is longer than a window needs a mask
+    borders = [0, *sorted(window for window in windows if window and window < most), None]
     ranges = {str(low): Sizes.between(low, high, config) for low, high in pairwise(borders)}
     step = _Step(config, args, training_args, ranges["0"])
     found = {**step.always(), "optimizers": {optim: step.optimizer(optim) for optim in optims}}
     step.keep_one_layer_of_each_kind()
+    step.watch_layers()
     for name, on in (("checkpointing", True), ("no checkpointing", False)):
         found[name] = {low: step.places(sizes, on) for low, sizes in ranges.items()}
     return found | {"every_token": step.every_token}
@@ -111,16 +113,14 @@ class Sizes:
     @classmethod
     def between(cls, low: int, high: int | None, config: PretrainedConfig) -> "Sizes":
         """Sizes whose primes divide no number of `config`, for rows from `low` to `high` tokens."""
-        others = [n for n in tree_iter(config.to_dict()) if type(n) is int and n > 1]
-        primes = [n for n in range(11, 9999) if all(n % d for d in range(2, int(n**0.5) + 1))]
-        primes = [n for n in primes if all(other % n for other in others)]
-        r, batch = [n for n in primes if n > 100][:2]
+        others = prod({n for n in tree_iter(config.to_dict()) if type(n) is int and n > 1})
+        r, batch = [prime for prime in primerange(100, 9999) if others % prime][:2]
         step = 1 if high else 256
         start = max(low + 1, min(200, (high or 400) // 2))
         for length in range(-(-start // step) * step, high or low + 2**16, step):
             # where all tokens are trained on, there is one label less: the last predicts nothing
             last, labels = (
-                max((p for p in primes if n % p == 0 and p not in (r, batch)), default=0)
+                max((p for p in primefactors(n) if p > 10 and (others * r * batch) % p), default=0)
                 for n in (length, length - 1)
             )
             if last and labels:
@@ -137,23 +137,29 @@ class Sizes:
                 rest //= prime
         return "*".join(factors) or "1", size / prod(getattr(self, name) for name in factors)
 
-    def add(self, total: Bytes, part: str, tensors: Iterable[torch.Tensor]) -> None:
-        """Add the bytes of these tensors to a part; a storage that several share counts once."""
-        for storage in {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values():
+    def sum_of(self, tensors: Iterable[torch.Tensor]) -> dict[str, float]:
+        """Their bytes by what they grow with; a storage that several share counts once."""
+        total = Counter()
+        for storage in {address(t): t.untyped_storage() for t in tensors}.values():
             grows_with, size = self.grows_with(storage.nbytes())
-            total[part, grows_with] += size
+            total[grows_with] += size
+        return _rounded(total)
 
 
 class _Step:
-    """The model, whole at first, and what its training steps take."""
+    """The model, whole at first, and what its training steps take.
 
-    every_token = False  # whether the collator trains on all of a row
+    Attributes:
+        every_token: whether the collator trains on all of a row.
+        order: for each layer of the whole model, the one that stands for it.
+    """
 
     def __init__(self, config, args, training_args, sizes: Sizes):
         if "r" in args.adapter:
             args = replace(args, adapter=args.adapter | {"r": sizes.r})
         self.sizes, self.fake = sizes, FakeTensorMode(allow_non_fake_inputs=True)
         self.model, self.parameters, self.quantized = model_on_meta(config, args)
+        self.live, self.every_token = None, False
         collator = get_collator(build_tokenizer(), self.model)
         training_args.report_to, training_args.eval_strategy = [], "no"
         with tempfile.TemporaryDirectory() as training_args.output_dir, self.fake:
@@ -168,26 +174,24 @@ class _Step:
 
     def always(self) -> dict:
         """Exact counts of parameters, and the bytes of weights, adapter and gradients."""
-        weights, trainable, parts = Counter(), Counter(), {}  # each storage is in one part
+        parts = {"buffers": [*self.model.buffers()], "quantization scales": []}
         for name, parameter in self.model.named_parameters():
             bits = 4 if hasattr(parameter, "quant_state") else 8 * parameter.element_size()
             part = "adapter" if "lora_" in name else f"base weights, {bits} bits"
-            parts.setdefault(parameter.untyped_storage()._cdata, (part, parameter))
-            for scale in hung_on(parameter):
-                parts.setdefault(scale.untyped_storage()._cdata, ("quantization scales", scale))
-        for part, tensor in parts.values():
-            self.sizes.add(weights, part, [tensor])
-        self.sizes.add(weights, "buffers", self.model.buffers())
+            parts.setdefault(part, []).append(parameter)
+            hung = [owner[key] for owner, key in hung_on(parameter)]
+            scales = [one for one in hung if address(one) != address(parameter)]
+            parts["quantization scales"] += scales
+        trainable = Counter()
         for parameter in self.trained:
             grows_with, number = self.sizes.grows_with(parameter.numel())
             trainable[grows_with] += number
-        self.sizes.add(gradients := Counter(), "gradients", self.trained)
         return {
             "parameters": self.parameters,
             "quantized": self.quantized,
-            "trainable": trainable,
-            "always": _by_part(weights),
-            "gradients": _by_part(gradients)["gradients"],
+            "trainable": _rounded(trainable),
+            "always": {part: self.sizes.sum_of(ones) for part, ones in parts.items() if ones},
+            "gradients": self.sizes.sum_of(self.trained),
         }
 
     def optimizer(self, name: str) -> dict:
@@ -210,34 +214,50 @@ class _Step:
                     trainer.accelerator.clip_grad_norm_(self.trained, args.max_grad_norm)
                 optimizer.step()
         self.model.zero_grad()
-        self.sizes.add(kept := Counter(), "state", state)
-        places = [(place[0], _sum(total)) for place, total in live.moments]
-        return {"state": _by_part(kept)["state"], "step": _as_json(_highest(places))}
+        return {"state": self.sizes.sum_of(state), "step": _at_full_depth(live.moments, [])}
 
     def keep_one_layer_of_each_kind(self) -> None:
-        """Take layers out of the model: the first, the last and one of each kind between stay.
-
-        `self.order` then has, for each layer of the whole model, the one that stands for it.
-        """
+        """Take layers out of the model: the first, the last and one of each kind between stay."""
         layers, text = layers_of(self.model), self.model.config.get_text_config()
         depth, kinds = len(layers), [_kind(layer) for layer in layers]
         between = {kind: at for at, kind in reversed([*enumerate(kinds)][1:-1])}
         kept = sorted({0, *between.values(), depth - 1})
-        self.order = [kept.index(between[kind]) for kind in kinds[1:-1]]
-        self.order = [0, *self.order, len(kept) - 1][:depth]
+        stand_ins = [0, *(between[kind] for kind in kinds[1:-1]), depth - 1][:depth]
+        self.order = [kept.index(at) for at in stand_ins]
         for at in sorted({*range(depth)} - {*kept}, reverse=True):
             del layers[at]
         for name, value in vars(text).items():
             if isinstance(value, list) and len(value) == depth:  # such as layer_types
                 setattr(text, name, [value[at] for at in kept])
 
-    def places(self, sizes: Sizes, checkpointing: bool) -> dict:
-        """Where forward and backward may hold the most, and what.
+    def watch_layers(self) -> None:
+        """Have `self.live` know in which layer we are, and when a gradient is complete."""
+        layers = layers_of(self.model)
 
-        Returns:
-            for a step of one batch, and for one that adds to the gradients of batches before:
-            [{"at": place, "parts": {part: {what it grows with: bytes}}}, ...].
-        """
+        def enter(phase: str, layer: int | None, *_) -> None:
+            self.live.place = phase, layer
+
+        def before(layer: int, _, inputs: tuple) -> None:
+            # a checkpointed layer is computed once more, in backward
+            enter("backward" if torch._C._current_graph_task_id() != -1 else "forward", layer)
+            if layer == 0 and inputs and inputs[0].requires_grad:
+                inputs[0].register_hook(partial(enter, "embeddings", None))
+
+        def after(layer: int, _, inputs: tuple, output) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            if output.requires_grad:
+                output.register_hook(partial(enter, "backward", layer))
+            if layer == len(layers) - 1 and self.live.place[0] == "forward":
+                enter("loss", None)
+
+        for number, layer in enumerate(layers):
+            layer.register_forward_pre_hook(partial(before, number))
+            layer.register_forward_hook(partial(after, number))
+        for parameter in self.trained:
+            parameter.register_post_accumulate_grad_hook(lambda one: self.live.is_gradient(one))
+
+    def places(self, sizes: Sizes, checkpointing: bool) -> list[dict]:
+        """Where forward and backward of one batch may hold the most, as `_at_full_depth` has it."""
         trainer, model, unseen = self.trainer, self.model, sizes.length - sizes.labels
         row = {"input_ids": [1] * sizes.length, "labels": [-100] * unseen + [1] * sizes.labels}
         with redirect_stderr(StringIO()):  # nobody wants to see these rows
@@ -250,98 +270,91 @@ class _Step:
             model.activation_checkpointing_enable(trainer.args.activation_checkpointing_kwargs)
         else:
             model.activation_checkpointing_disable()
-        live, moments = _Live(tensors_of(model), sizes, labels), {}
-        with self.fake, as_on_a_gpu(), live, watched(model, live):
-            for name in ("one batch", "more batches"):
-                live.start()
-                trainer.training_step(self.under_autocast, dict(batch), labels)
-                moments[name] = live.moments
+        self.live = _Live(tensors_of(model), sizes, labels)
+        with self.fake, as_on_a_gpu(), self.live:
+            trainer.training_step(self.under_autocast, dict(batch), labels)
         model.zero_grad()
-        return {name: _as_json(self._at_full_depth(found)) for name, found in moments.items()}
-
-    def _at_full_depth(self, moments: list) -> list[tuple[str, Bytes]]:
-        """The places that may hold the most, with every layer of the whole model in its place.
-
-        While one layer computes, those below it hold what they made for backward, and in backward
-        those above it hold what they leave: gradients.
-        """
-        layers, depth, full = range(max(self.order) + 1), len(self.order), []
-        phases = [phase for (phase, _), _ in moments]
-        last_backward = len(phases) - 1 - phases[::-1].index("backward")
-        made, kept, left = (
-            [_of_layer(moments[at][1], layer) for layer in layers]
-            for at in (phases.index("loss"), phases.index("backward") - 1, last_backward)
-        )
-
-        def whole(total: Bytes, layer: int, at: int, below: list, above: list) -> Bytes:
-            """The total while `layer` computes, when it is the one at this depth."""
-            total = Counter(total)
-            for number, stand_in in enumerate(self.order):
-                if number != at:
-                    total.update((below if number < at else above)[stand_in])
-            for other in layers:
-                if other != layer:
-                    total.subtract((below if other < layer else above)[other])
-            return total
-
-        for phase, below, above in (("forward", made, [{}] * depth), ("backward", kept, left)):
-            for layer in layers:
-                totals = [("", _sum(total)) for place, total in moments if place == (phase, layer)]
-                highest = [total for _, total in _highest(totals)]
-                for at in (at for at, stand_in in enumerate(self.order) if stand_in == layer):
-                    name = f"{phase} of layer {at + 1}"
-                    full += [(name, whole(one, layer, at, below, above)) for one in highest]
-        for (phase, _), total in moments:
-            if phase not in ("forward", "backward"):
-                now = [_of_layer(total, layer) for layer in layers]
-                full.append((phase, whole(_sum(total), len(layers), depth, now, now)))
-        return _highest(full)
+        return _at_full_depth(self.live.moments, self.order)
 
 
-def _of_layer(total: Counter, layer: int) -> Bytes:
-    return {key[1:]: size for key, size in total.items() if key[0] == layer}
+def _at_full_depth(moments: list, order: list[int]) -> list[dict]:
+    """Where a step may hold the most, and what, with every layer of the whole model in its place.
+
+    While one layer computes, those below it hold what they made for backward, and in backward those
+    above it hold what they leave: gradients.
+
+    Args:
+        moments: those of `_Live`.
+        order: for each layer of the whole model, the one that stands for it.
+
+    Returns:
+        [{"at": place, "parts": {part: {what it grows with: bytes}}}, ...].
+    """
+    columns = dict.fromkeys(tuple(key) for _, total in moments for _, *key in total)
+    columns = {key: number for number, key in enumerate(columns)}
+    table = np.zeros((len(moments), len({*order}) + 1, len(columns)))  # the last is of no layer
+    for row, (_, total) in zip(table, moments, strict=True):
+        for (layer, *key), size in total.items():
+            row[-1 if layer is None else layer, columns[tuple(key)]] = size
+    phases, places = [phase for (phase, _), _ in moments], [place for place, _ in moments]
+    if order:
+        made, kept = (table[phases.index(one) + at] for one, at in (("loss", 0), ("backward", -1)))
+        left = table[len(phases) - 1 - phases[::-1].index("backward")]
+    names, full = [], []
+    for phase, layer in dict.fromkeys(places):
+        rows = table[[place == (phase, layer) for place in places]]
+        if layer is None:
+            names += [phase] * len(rows)
+            full += [*np.einsum("mlc,l->mc", rows, [*np.bincount(order), 1])]
+            continue
+        below, above = (made, 0 * made) if phase == "forward" else (kept, left)
+        sums = rows.sum(axis=1)
+        sums = sums[_highest(sums, columns)]
+        there = below[:layer].sum(axis=0) + above[layer + 1 : -1].sum(axis=0)
+        for at in np.flatnonzero(np.array(order) == layer):
+            others = below[order[:at]].sum(axis=0) + above[order[at + 1 :]].sum(axis=0)
+            names += [f"{phase} of layer {at + 1}"] * len(sums)
+            full += [*(sums + others - there)]
+    found = []
+    for number in _highest(np.array(full), columns):
+        parts = {}
+        for (part, grows_with), size in zip(columns, full[number].tolist(), strict=True):
+            parts.setdefault(part, {})[grows_with] = size
+        parts = {part: grows for part, sizes in parts.items() if (grows := _rounded(sizes))}
+        found.append({"at": names[number], "parts": parts})
+    return found
 
 
-def _sum(total: Counter) -> Counter:
-    """Of all layers."""
-    whole = Counter()
-    for (_, *key), size in total.items():
-        whole[tuple(key)] += size
-    return whole
+def _rounded(sizes: dict[str, float]) -> dict[str, float]:
+    """Those that are more than nothing; whole ones as such."""
+    rounded = {name: round(size, 3) for name, size in sizes.items() if size > 0}
+    return {name: int(size) if size % 1 == 0 else size for name, size in rounded.items()}
 
 
-def _highest(totals: list[tuple[str, Bytes]]) -> list[tuple[str, Bytes]]:
-    """Those that are the most for some batch, length, labels and rank."""
-    names = sorted({grows_with for _, parts in totals for _, grows_with in parts})
-    table = np.zeros((len(totals), len(names)))
-    for row, (_, parts) in zip(table, totals, strict=True):
-        for (_, grows_with), size in parts.items():
-            row[names.index(grows_with)] += size
+def _highest(totals: np.ndarray, columns: Iterable[tuple[str, str]]) -> list[int]:
+    """The rows of `totals` that are the most for some batch, length, labels and rank.
+
+    Also of those where all gradients are there from the start: of batches before.
+    """
     points = [
         {"1": 1, "batch": batch, "length": length, "labels": share * length, "r": r}
         for batch, length, share, r in product(
             (1, 2, 4, 8, 32), [2**n for n in range(6, 17)], (0.02, 0.1, 0.25, 0.5, 1), (4, 64, 256)
         )
     ]
-    values = [[prod(point[name] for name in key.split("*")) for key in names] for point in points]
-    best = np.einsum("pk,tk->pt", values, table).argmax(axis=1)
-    return [totals[number] for number in sorted({*best.tolist()})]
-
-
-def _by_part(total: Bytes) -> dict[str, dict[str, float]]:
-    parts = {}
-    for (part, grows_with), size in total.items():
-        if size > 0:
-            parts.setdefault(part, {})[grows_with] = int(size) if size % 1 == 0 else round(size, 3)
-    return parts
-
-
-def _as_json(places: list[tuple[str, Bytes]]) -> list[dict]:
-    return [{"at": name, "parts": _by_part(total)} for name, total in places]
+    values = [[prod(at[name] for name in key.split("*")) for _, key in columns] for at in points]
+    is_gradient = [part == "gradients" for part, _ in columns]
+    ways = totals, np.where(is_gradient, 0, totals)
+    found = [np.einsum("pk,tk->pt", values, way).argmax(axis=1).tolist() for way in ways]
+    return sorted({number for numbers in found for number in numbers})
 
 
 class _Live(TorchDispatchMode):
     """Counts the bytes of all storages that are made and still alive, after each operation.
+
+    Args:
+        there: tensors that are not counted.
+        labels: how many tokens of the batch have one.
 
     Attributes:
         place: where in the step we are: a phase, and the number of a layer or None.
@@ -354,23 +367,12 @@ class _Live(TorchDispatchMode):
     def __init__(self, there: Iterable[torch.Tensor], sizes: Sizes, labels: int = 0):
         super().__init__()
         self.sizes, self.labels = sizes, labels
-        self.alive = {tensor.untyped_storage()._cdata: None for tensor in there}
-        self.start()
-
-    def start(self) -> None:
-        """Count anew from here; what is alive already is not counted."""
-        self.alive = dict.fromkeys(self.alive)
+        self.alive = {address(tensor): None for tensor in there}
         self.place, self.total, self.moments = ("start", None), Counter(), []
 
-    def count(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.alive:
-            grows_with, size = self.sizes.grows_with(storage.nbytes())
-            phase, layer = self.place
-            key = (layer, self.PARTS.get(phase, "activations in work"), grows_with)
-            self.alive[storage._cdata] = key, size
-            self.total[key] += size
-            weakref.finalize(storage, self.drop, storage._cdata)
+    def add(self, storage: int, key: tuple, size: float) -> None:
+        self.alive[storage] = key, size
+        self.total[key] += size
 
     def drop(self, storage: int) -> None:
         if counted := self.alive.pop(storage, None):
@@ -378,12 +380,11 @@ class _Live(TorchDispatchMode):
 
     def is_gradient(self, parameter: nn.Parameter) -> None:
         """A parameter's gradient is complete: from here on it counts as such."""
-        storage = parameter.grad.untyped_storage()._cdata
+        storage = address(parameter.grad)
         if counted := self.alive.get(storage):
             (layer, _, grows_with), size = counted
             self.drop(storage)
-            self.alive[storage] = (layer, "gradients", grows_with), size
-            self.total[layer, "gradients", grows_with] += size
+            self.add(storage, (layer, "gradients", grows_with), size)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name()
@@ -393,8 +394,12 @@ class _Live(TorchDispatchMode):
             args = (args[0], [positions] * args[1][0].dim())
         output = function(*args, **(kwargs or {}))
         for tensor in tree_iter(output):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor)
+            if isinstance(tensor, torch.Tensor) and address(tensor) not in self.alive:
+                storage, (phase, layer) = tensor.untyped_storage(), self.place
+                grows_with, size = self.sizes.grows_with(storage.nbytes())
+                key = (layer, self.PARTS.get(phase, "activations in work"), grows_with)
+                self.add(storage._cdata, key, size)
+                weakref.finalize(storage, self.drop, storage._cdata)
         total, more = Counter(self.total), 0  # what a GPU works with inside one operation
         if name == "bitsandbytes::gemm_4bit":  # the weight, unpacked
             more = 2 * prod(args[2])
@@ -405,40 +410,6 @@ class _Live(TorchDispatchMode):
             total[None, "buffers", grows_with] += size
         self.moments.append((self.place, total))
         return output
-
-
-@contextmanager
-def watched(model: PreTrainedModel, live: _Live) -> Iterator[None]:
-    """Have `live` know in which layer we are, and when a gradient is complete."""
-    hooks, layers = [], layers_of(model)
-
-    def enter(phase: str, layer: int | None, *_) -> None:
-        live.place = phase, layer
-
-    def before(layer: int, _, inputs: tuple) -> None:
-        # a checkpointed layer is computed once more, in backward
-        enter("backward" if torch._C._current_graph_task_id() != -1 else "forward", layer)
-        if layer == 0 and inputs and inputs[0].requires_grad:
-            inputs[0].register_hook(partial(enter, "embeddings", None))
-
-    def after(layer: int, _, inputs: tuple, output) -> None:
-        output = output[0] if isinstance(output, tuple) else output
-        if output.requires_grad:
-            output.register_hook(partial(enter, "backward", layer))
-        if layer == len(layers) - 1 and live.place[0] == "forward":
-            enter("loss", None)
-
-    for number, layer in enumerate(layers):
-        hooks.append(layer.register_forward_pre_hook(partial(before, number)))
-        hooks.append(layer.register_forward_hook(partial(after, number)))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            hooks.append(parameter.register_post_accumulate_grad_hook(live.is_gradient))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
@@ -494,54 +465,54 @@ def model_on_meta(config, args: ProjectArguments) -> tuple[PreTrainedModel, int,
         return add_adapter(model, args).train(), parameters, quantized
 
 
-def tensors_of(model: PreTrainedModel) -> Iterator[torch.Tensor]:
+def address(tensor: torch.Tensor) -> int:
+    """Of its storage, which views share."""
+    return tensor.untyped_storage()._cdata
+
+
+def tensors_of(model: PreTrainedModel) -> list[torch.Tensor]:
     """Parameters, buffers and what bitsandbytes hangs on a parameter."""
-    for parameter in model.parameters():
-        yield parameter
-        yield from hung_on(parameter)
-    yield from model.buffers()
+    return [owner[name] for owner, name in owners_of(model)]
 
 
-def hung_on(thing) -> Iterator[torch.Tensor]:
-    for value in vars(thing).values():
+def owners_of(model: PreTrainedModel) -> Iterator[tuple[dict, str]]:
+    """(mapping, key) of each tensor of the model; what hangs on a tensor comes before it."""
+    for module in model.modules():
+        for owner in (module._parameters, module._buffers):
+            for name, tensor in owner.items():
+                if tensor is not None:
+                    yield from hung_on(tensor)
+                    yield owner, name
+
+
+def hung_on(thing) -> Iterator[tuple[dict, str]]:
+    """(mapping, key) of each tensor that bitsandbytes hangs on a parameter."""
+    for name, value in vars(thing).items():
         if isinstance(value, torch.Tensor):
-            yield value
+            yield vars(thing), name
         elif type(value).__name__ == "QuantState":
             yield from hung_on(value)
 
 
 def to_fake(model: PreTrainedModel) -> None:
     """Every tensor on meta becomes a fake one on the CPU; what is shared stays shared."""
-    made = {}  # with the old ones, which must live: addresses are used again
+    made = {}  # old and new: the old ones must live, for addresses are used again
 
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in made:
-            made[key] = tensor, torch.empty(tensor.shape, dtype=tensor.dtype)
-        return made[key][1]
+    def fake(old: torch.Tensor) -> torch.Tensor:
+        if address(old) not in made:
+            made[address(old)] = old, torch.empty(old.shape, dtype=old.dtype)
+        return made[address(old)][1]
 
-    def fake_parameter(old: nn.Parameter) -> nn.Parameter:
+    for owner, name in [*owners_of(model)]:
+        old = owner[name]
+        if not isinstance(old, nn.Parameter):
+            owner[name] = fake(old)
+            continue
         if id(old) not in made:
             new = nn.Parameter(fake(old), requires_grad=old.requires_grad)
             vars(new).update(vars(old))
-            hang(new)
             made[id(old)] = old, new
-        return made[id(old)][1]
-
-    def hang(thing) -> None:
-        for name, value in vars(thing).items():
-            if isinstance(value, torch.Tensor):
-                setattr(thing, name, fake(value))
-            elif type(value).__name__ == "QuantState":
-                hang(value)
-
-    for module in model.modules():
-        for owned, made_fake in ((module._parameters, fake_parameter), (module._buffers, fake)):
-            for name, tensor in owned.items():
-                if tensor is not None:
-                    owned[name] = made_fake(tensor)
-        if hasattr(module, "quant_state"):
-            module.quant_state = module.weight.quant_state
+        owner[name] = made[id(old)][1]
 
 
 def _dropout(states, p=0.5, training=True, inplace=False):

@@ -37,42 +37,35 @@ def make_examples(
 ) -> tuple[dict[str, Dataset], dict[str, RowReport]]:
     """Examples and a report for each split; without evaluation rows, `test_size` are held out.
 
-    An example is `input_ids`, `labels` and the `length` of both.
-
-    Raises:
-        SystemExit: a column is missing, no row is left, or more than `max_skipped` are skipped.
+    An example is `input_ids`, `labels` and the `length` of both. Exits where a column is missing,
+    no row is left, or more than `max_skipped` are skipped.
     """
     encoded = {split: encode_rows(these, tokenizer, args) for split, these in rows.items()}
-    reports = {split: RowReport.of(these) for split, these in encoded.items()}
+    reports = {split: RowReport(these) for split, these in encoded.items()}
     for split, report in reports.items():
         refuse_too_many(split, report, args)
     usable = reports["train"].used
     if "evaluation" not in encoded and args.test_size and len(usable) > 1:
-        encoded["evaluation"] = whole = encoded["train"]
         count = min(max(1, round(args.test_size * len(usable))), len(usable) - 1)
         seeded = np.random.default_rng(0)  # the same rows whenever the run is started again
         held_out = np.sort(seeded.choice(usable, count, replace=False))
-        rest = np.setdiff1d(np.arange(len(whole)), held_out)
-        reports = {"train": RowReport.of(whole, rest), "evaluation": RowReport.of(whole, held_out)}
-    examples = {
-        split: encoded[split].select(report.used).select_columns(["input_ids", "labels", "length"])
-        for split, report in reports.items()
-    }
-    return examples, reports
+        rest = np.setdiff1d(np.arange(len(encoded["train"])), held_out)
+        parts = {"train": rest, "evaluation": held_out}
+        encoded = {split: encoded["train"].select(part) for split, part in parts.items()}
+        reports = {split: RowReport(these) for split, these in encoded.items()}
+    examples = {split: these.select(reports[split].used) for split, these in encoded.items()}
+    kept = ["input_ids", "labels", "length"]
+    return {split: these.select_columns(kept) for split, these in examples.items()}, reports
 
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> Dataset:
-    """Every row with the columns of `FEATURES`: either tokens and labels, or the reason why not.
-
-    Raises:
-        SystemExit: a column is missing.
-    """
-    missing = [column for column in columns(args) if column not in rows.column_names]
-    if missing:
-        raise SystemExit(
-            f"dataset {args.dataset!r} has no column {missing[0]!r}; "
-            f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
-        )
+    """Every row with the columns of `FEATURES`: tokens and labels, or the reason why not."""
+    for column in columns(args):
+        if column not in rows.column_names:
+            raise SystemExit(
+                f"dataset {args.dataset!r} has no column {column!r}; "
+                f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
+            )
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
     gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
     try:

@@ -34,69 +34,53 @@ def choose(values: dict, overrides: list[str]) -> tuple[dict, str]:
         overrides: the words of the command line that they are from.
     """
     card = None if values["use_cpu"] else find_card()
-    left = [values[key] for key in ("optim", "activation_checkpointing")]
-    count = None
-    if card and AUTO in left and not _is_spread(values):
-        with suppress(NoCount):  # loading the model says what is wrong
-            count = count_for(overrides)
-    return choose_for(card, values, count)
-
-
-def choose_for(card: Card | None, settings: dict, count: dict | None) -> tuple[dict, str]:
-    """What `choose` says, for any card.
-
-    Args:
-        card: None where training runs on the CPU.
-        settings: those that sft/memory.py reads, and all of `MAY_BE_AUTO`.
-        count: of a step's memory; None where there is none, or none that holds.
-    """
     chosen, words = {}, []
-    if settings["bf16"] == settings["fp16"] == AUTO:
+    if values["bf16"] == values["fp16"] == AUTO:
         words.append("float32" if card is None else "bf16" if card.bf16 else "fp16")
         chosen |= {words[-1]: True} if card else {}
-    if settings["tf32"] == AUTO and card and card.tf32:
+    if values["tf32"] == AUTO and card and card.tf32:
         chosen["tf32"] = True
         words.append("tf32")
-    if settings["dataloader_pin_memory"] == AUTO and card is None:  # it would only warn
+    if values["dataloader_pin_memory"] == AUTO and card is None:  # it would only warn
         chosen["dataloader_pin_memory"] = False
 
-    way, why = _choose_by_memory(card, settings, count)
-    if settings["optim"] == AUTO:
-        chosen["optim"] = way["optim"]
+    left = [key for key in ("optim", "activation_checkpointing") if values[key] == AUTO]
+    way, why = _choose_by_memory(card, values, overrides) if left else ({}, "")
+    chosen |= {key: way[key] for key in left}
+    if "optim" in left:
         words.append(way["optim"])
-    if settings["activation_checkpointing"] == AUTO:
-        on = chosen["activation_checkpointing"] = way["activation_checkpointing"]
-        words.append(f"{'' if on else 'no '}activation checkpointing")
-    if why and AUTO in (settings["optim"], settings["activation_checkpointing"]):
-        words[-1] += f" ({why})"
+    if "activation_checkpointing" in left:
+        words.append(f"{'' if way[left[-1]] else 'no '}activation checkpointing")
     where = f"{card.name}, {card.gib:.0f} GB" if card else "the CPU"
-    return chosen, f"Chosen for {where}: {', '.join(words)}" if words else ""
+    return chosen, f"Chosen for {where}: {', '.join(words)}{why}" if words else ""
 
 
-def _choose_by_memory(card: Card | None, settings: dict, count: dict | None) -> tuple[dict, str]:
+def _choose_by_memory(card: Card | None, values: dict, overrides: list[str]) -> tuple[dict, str]:
     """Optimizer and activation checkpointing, and why.
 
-    Recomputing costs time alone, and 8 bits change what is calculated: they come last. LoRA's
+    Recomputing costs time alone, and 8 bits change what is calculated: they come last. An adapter's
     optimizer state is too small for them to help.
     """
-    optims = [FUSED] if "r" in settings["adapter"] else [FUSED, PAGED]
-    if settings["optim"] != AUTO:
-        optims = [settings["optim"]]
-    switches = [False, True]
-    if settings["activation_checkpointing"] != AUTO:
-        switches = [settings["activation_checkpointing"]]
+    optims, switches = [values["optim"]], [values["activation_checkpointing"]]
+    if optims == [AUTO]:
+        optims = [FUSED] if "r" in values["adapter"] else [FUSED, PAGED]
+    if switches == [AUTO]:
+        switches = [False, True]
     ways = [{"optim": o, "activation_checkpointing": s} for o in optims for s in switches]
     if card is None:
         return ways[0], ""
+    count = None
+    if not _is_spread(values):
+        with suppress(NoCount):  # loading the model says what is wrong
+            count = count_for(overrides)
     if count is None:
-        return {"optim": optims[0], "activation_checkpointing": switches[-1]}, "not counted"
-    known = settings | settings["adapter"]
-    peaks = [(way, memory(count, known | way)) for way in ways]
+        return {"optim": optims[0], "activation_checkpointing": switches[-1]}, " (not counted)"
+    peaks = [(way, memory(count, values | values["adapter"] | way)) for way in ways]
     fitting = [pair for pair in peaks if pair[1].verdict(card.gib) == "fits"]
     way, found = fitting[0] if fitting else min(peaks, key=lambda pair: pair[1].peak)
-    but = {"fits": "", "tight": ", which is tight", "won't": ", which will not fit"}
-    see = "" if fitting else "; see python vram.py"
-    return way, f"{found.peak / GB:.1f} GB counted{but[found.verdict(card.gib)]}{see}"
+    but = {"fits": "", "tight": ", which is tight; see python vram.py"}
+    but |= {"won't": ", which will not fit; see python vram.py"}
+    return way, f" ({found.peak / GB:.1f} GB counted{but[found.verdict(card.gib)]})"
 
 
 def find_card() -> Card | None:

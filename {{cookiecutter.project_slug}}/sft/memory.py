@@ -5,15 +5,16 @@ part, bytes * batch * length and the like. From it follows the peak of every siz
 in base_model/memory.json under a fingerprint of what they depend on; what is not there is counted.
 """
 
-import ast
 import hashlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass, fields
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 
 from sft.config import ROOT, ProjectArguments, read_values, say
@@ -39,8 +40,6 @@ OURS = {each.name for each in fields(ProjectArguments)} - {"dtype", "attn_implem
 UNCHANGING = ("eval_", "logging_", "save_", "warmup_", "lr_", "num_", "report_", "output_", "ddp_")
 UNCHANGING += ("seed", "learning_rate", "max_steps", "per_device_eval", "bf16", "fp16", "use_cpu")
 CODE = ("adapter", "attention", "collator", "count", "quantization", "trainer")  # of sft/
-
-
 NO_FIGURE = "There is no figure for this model and these settings yet"
 
 
@@ -100,18 +99,17 @@ def memory(count: dict, values: dict) -> Memory:
     optimizer = count["optimizers"][values["optim"] if values["optim"] != "auto" else FUSED]
     steps = count["checkpointing" if values["activation_checkpointing"] else "no checkpointing"]
     step = steps[max((low for low in steps if int(low) < length), key=int)]
-    gradients = {"gradients": count["gradients"]}
-    places = [(place, gradients) for place in optimizer["step"]]
-    for place in step["more batches" if several else "one batch"]:
-        places.append((place, gradients if several else {}))
-    best = None
-    for place, more in places:
-        parts = {"buffers": WORKSPACE}
-        always = {**count["always"], "optimizer state": optimizer["state"]}
-        for name, by_growth in (*always.items(), *place["parts"].items(), *more.items()):
-            parts[name] = parts.get(name, 0) + round(total(by_growth))
-        best = max(best or (0,), (sum(parts.values()), place["at"], parts), key=lambda one: one[0])
-    peak, peak_at, parts = best
+    always = {**count["always"], "optimizer state": optimizer["state"]}
+    peaks = []
+    for place in [*optimizer["step"], *step]:
+        held = dict(place["parts"])
+        if several or place in optimizer["step"]:  # there are all gradients, of batches before
+            held["gradients"] = count["gradients"]
+        parts = Counter({"buffers": WORKSPACE})
+        for name, by_growth in [*always.items(), *held.items()]:
+            parts[name] += round(total(by_growth))
+        peaks.append((parts.total(), place["at"], parts))
+    peak, peak_at, parts = max(peaks, key=itemgetter(0))
     return Memory(
         parts={name: size for name, size in parts.items() if size},
         peak=peak,
@@ -129,8 +127,8 @@ def count_for(overrides: list[str]) -> dict:
         NoCount: there is no config.json of the base model, the project is not installed, or its
             step cannot be counted.
     """
-    values = DEFAULTS | read_values(overrides)
-    key, counts = fingerprint(values), _read(COUNTS)
+    values, counts = read_values(overrides), _read(COUNTS)
+    key = fingerprint(values)
     found = counts.get(key, {"optimizers": {}})
     if found["optimizers"].keys() >= {*optimizers(values)}:
         return found
@@ -139,13 +137,9 @@ def count_for(overrides: list[str]) -> dict:
     say(f"Counting the memory of a step of {values['base_model_path']}: some seconds, once ...")
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     alone = {name: value for name, value in os.environ.items() if name not in launcher}
-    run = subprocess.run(  # whose torch must not see the GPU
-        [sys.executable, "-m", "sft.count", *overrides],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=alone | {"CUDA_VISIBLE_DEVICES": ""},
-    )
+    alone["CUDA_VISIBLE_DEVICES"] = ""  # its torch must not see the GPU
+    command = [sys.executable, "-m", "sft.count", *overrides]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=alone)
     if run.returncode:
         raise NoCount((run.stderr.strip().splitlines() or ["The count was killed."])[-1])
     made = json.loads(run.stdout.splitlines()[-1])
@@ -169,29 +163,13 @@ def keep(counts: dict[str, dict]) -> None:
 
 def fingerprint(values: dict) -> str:
     """Of all that a count depends on: the model's shape, values that are no size, the code."""
-    files = [ROOT / "sft" / f"{name}.py" for name in CODE]
     shape = {key: value for key, value in read_config(values).items() if key != "_name_or_path"}
-    others = {
-        key: value
-        for key, value in values.items()
-        if key not in SIZES | OURS and not key.startswith(UNCHANGING)
-    }
-    code = [_code(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    others = values.keys() - SIZES - OURS
+    others = {key: values[key] for key in others if not key.startswith(UNCHANGING)}
+    files = [ROOT / "sft" / f"{name}.py" for name in CODE]
+    code = [file.read_text(encoding="utf-8") for file in files if file.exists()]
     text = json.dumps([shape, others, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _code(text: str) -> list:
-    """Python without comments, docstrings and layout, the same in each version of Python."""
-    nodes = [*ast.walk(ast.parse(text))]
-    bodies = [node.body for node in nodes if isinstance(getattr(node, "body", None), list)]
-    docs = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
-    plain = (str, int, float, bool, bytes)
-    return [
-        [type(node).__name__, *(str(v) for _, v in ast.iter_fields(node) if isinstance(v, plain))]
-        for node in nodes
-        if id(node) not in docs
-    ]
 
 
 def read_config(values: dict) -> dict:

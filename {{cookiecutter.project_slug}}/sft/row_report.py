@@ -1,7 +1,5 @@
 """How many rows are used, and which are skipped and why."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from datasets import Dataset
 
@@ -13,34 +11,20 @@ ADVICE = {
 }
 
 
-@dataclass
 class RowReport:
-    """What became of the rows of one split."""
+    """What became of the rows that `encode_rows` returned, or of some of them."""
 
-    rows: int
-    used: np.ndarray  # the positions of the rows that are used, of shape (used,)
-    lengths: np.ndarray  # their tokens, of the same shape
-    trained: np.ndarray  # their tokens with a label
-    shortened: int  # how many of them are
-    skipped: dict[str, list[tuple[int, str]]]  # reason -> (row, detail), the most frequent first
-
-    @classmethod
-    def of(cls, encoded: Dataset, rows: np.ndarray | None = None) -> "RowReport":
-        """The report of what `encode_rows` returned, or of the rows at these positions in it."""
-        rows = np.arange(len(encoded)) if rows is None else rows
-        reasons, skipped = column(encoded, "reason")[rows], {}
-        for position in np.flatnonzero(reasons != ""):
+    def __init__(self, encoded: Dataset):
+        self.rows, reasons, skipped = len(encoded), column(encoded, "reason"), {}
+        self.used = np.flatnonzero(reasons == "")  # positions, of shape (used,)
+        self.lengths = column(encoded, "length")[self.used]  # in tokens, of the same shape
+        self.trained = column(encoded, "trained")[self.used]  # tokens with a label
+        self.shortened = int(column(encoded, "shortened")[self.used].sum())  # rows
+        for position in np.flatnonzero(reasons).tolist():
             reason, _, detail = reasons[position].partition(": ")
-            skipped.setdefault(reason, []).append((int(rows[position]) + 1, detail))
-        used = rows[reasons == ""]
-        return cls(
-            rows=len(rows),
-            used=used,
-            lengths=column(encoded, "length")[used],
-            trained=column(encoded, "trained")[used],
-            shortened=int(column(encoded, "shortened")[used].sum()),
-            skipped=dict(sorted(skipped.items(), key=lambda item: -len(item[1]))),
-        )
+            skipped.setdefault(reason, []).append((position + 1, detail))
+        # reason -> (number, detail) of each such row, the most frequent first
+        self.skipped = dict(sorted(skipped.items(), key=lambda item: -len(item[1])))
 
     def figures(self) -> dict[str, str]:
         """What to show of it, by name."""

@@ -18,9 +18,7 @@ BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
     """The rows of each split that exists: "train", and perhaps "evaluation".
 
-    Raises:
-        SystemExit: the dataset, file or split does not exist or cannot be read; the sentence names
-            it, and the line of a broken file.
+    Exits where the dataset, file or split cannot be read, with the line of a broken file.
     """
     path, name = Path(args.dataset).expanduser(), f"dataset {args.dataset!r}"
     files = [path] if path.is_file() else sorted(path.rglob("*"))
@@ -36,13 +34,7 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
     except DatasetGenerationError as error:
         raise SystemExit(broken_line(files) or f"{name}: {error.__cause__}") from None
     except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SystemExit(
-            f"{name} has no rows." if "no data" in reason else f"{name}: {reason}"
-        ) from None
-    for split, found in rows.items():
-        if len(found) == 0:
-            raise SystemExit(f"{name} has no {split} rows.")
+        raise SystemExit(f"{name}: {' '.join(str(error).split())[:300]}") from None
     return rows
 
 

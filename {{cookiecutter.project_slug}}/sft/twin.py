@@ -1,7 +1,6 @@
 """A tiny twin of the base model for --smoke: its architecture with random weights, on a laptop.
 
-`python train.py --smoke` changes three values (base model, dataset, device) and a few numbers; all
-else is the code of a real run.
+--smoke changes the base model, dataset, device and a few numbers; all else is a real run's code.
 """
 
 import json
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sft.config import ROOT, project_arguments, say
@@ -27,6 +26,10 @@ TINY = {  # multiples of 64: quantized weights share a scale by blocks
     "head_dim": 16,
     "max_position_embeddings": 8192,
 }
+FEW = """
+--max_steps=6 --logging_steps=1 --eval_steps=3 --save_steps=3 --num_train_epochs=1
+--gradient_accumulation_steps=1 --report_to=none --activation_checkpointing=true
+""".split()
 
 
 def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke")) -> list[str]:
@@ -39,11 +42,8 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
             build_twin(ROOT / output_dir / "twin", args.base_model_path)
     local = is_local(args.dataset)
     train_split = args.train_split.partition("[")[0] if local else "train"
-    few = "--max_steps=6 --logging_steps=1 --eval_steps=3 --save_steps=3 --num_train_epochs=1"
-    plain = "--gradient_accumulation_steps=1 --report_to=none --activation_checkpointing=true"
     return [
-        *few.split(),
-        *plain.split(),
+        *FEW,
         *overrides,
         f"--output_dir={output_dir}",
         f"--base_model_path={output_dir / 'twin'}",
@@ -76,18 +76,16 @@ def build_twin(folder: Path, base_model_path: str) -> None:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 1,024 tokens, trained on the bundled sample; it encodes every text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        SAMPLE.read_text(encoding="utf-8").splitlines(),
         vocab_size=1024,
+        min_frequency=0,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SAMPLE.read_text(encoding="utf-8").splitlines(), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=Tokenizer.from_str(trained.to_str()),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),

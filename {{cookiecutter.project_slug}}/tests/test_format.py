@@ -29,7 +29,7 @@ def test_a_row_with_an_empty_reply_is_skipped_and_counted(args, rows, tokenizer)
     spoiled = rows.map(
         lambda row, index: {column: empty if index == 0 else row[column]}, with_indices=True
     )
-    report = RowReport.of(encode_rows(spoiled, tokenizer, args))
+    report = RowReport(encode_rows(spoiled, tokenizer, args))
     assert 1 in [row for skipped in report.skipped.values() for row, _ in skipped]
     assert len(report.used) + sum(map(len, report.skipped.values())) == len(rows)
     with pytest.raises(SystemExit, match="row 1: "):

@@ -10,9 +10,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.adapter import add_adapter
 from sft.config import ROOT, project_arguments, read_values
-from sft.memory import _read, count_for, fingerprint, memory
+from sft.memory import count_for, fingerprint, memory
 
-BUNDLED = [f"--base_model_path={_read(ROOT / 'base_model/config.json')['_name_or_path']}"]
+SHAPE = json.loads((ROOT / "base_model" / "config.json").read_text(encoding="utf-8"))
+BUNDLED = [f"--base_model_path={SHAPE['_name_or_path']}"]
+
+
+def run(*words) -> dict:
+    """What Python prints as JSON, with these arguments."""
+    done = subprocess.run([sys.executable, *words, *BUNDLED], capture_output=True, cwd=ROOT)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +38,23 @@ def test_parameters_and_trainable_parameters_are_exact(count):
 
 
 def test_the_peak_is_the_sum_of_its_parts_and_grows_with_the_batch(count):
-    one = memory(count, read_values([*BUNDLED, "--per_device_train_batch_size=1"]))
-    many = memory(count, read_values([*BUNDLED, "--per_device_train_batch_size=64"]))
+    one, many = (
+        memory(count, read_values([*BUNDLED, f"--per_device_train_batch_size={size}"]))
+        for size in (1, 64)
+    )
     assert one.peak == sum(one.parts.values()) < many.peak
     assert sum(size for name, size in one.parts.items() if name.startswith("base weights"))
 
 
 def test_a_step_with_the_libraries_of_today_takes_as_much(count):
     """A new version of a library may keep more, or less, than the one that was counted with."""
-    command = [sys.executable, "-m", "sft.count", *BUNDLED]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     values = read_values(BUNDLED)
-    now = memory(json.loads(run.stdout.splitlines()[-1]), values)
+    now = memory(run("-m", "sft.count"), values)
     assert memory(count, values).peak == pytest.approx(now.peak, rel=0.01)
 
 
 def test_the_command_shows_that_count(count):
-    command = [sys.executable, ROOT / "vram.py", "--json", *BUNDLED]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    said = json.loads(run.stdout)
-    assert said["parts"] == memory(count, read_values(BUNDLED)).parts
+    assert run("vram.py", "--json")["parts"] == memory(count, read_values(BUNDLED)).parts
 
 
 def test_another_value_that_changes_memory_is_counted_anew_and_a_size_is_not():
