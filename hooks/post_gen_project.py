@@ -22,7 +22,7 @@ UNTITLED = {  # files whose format has no room for a word on themselves
     "base_model/twin_chat_template.jinja": "its chat template",
     "data/sample.jsonl": "rows as yours should be",
     "pyproject.toml": "dependencies and tools",
-    "sft/mask_view.html": "the page that preview.py writes",
+    "sft/preview.html.jinja": "the page that preview.py writes",
 }
 UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")
 

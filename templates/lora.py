@@ -1,5 +1,6 @@
 import inspect
 import warnings
+from collections import defaultdict
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -50,51 +51,50 @@ def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
     """The linear layers in `targets`, where a word means several; refuses what no block has."""
     targets = [targets] if isinstance(targets, str) else targets
     layers = linear_layers(model)
-    paths = layers["all_linear"]
-    names = {path.split(".")[-1] for path in paths}
-    missing = [word for word in targets if not layers.get(word) and word not in names | paths]
+    missing = [word for word in targets if word not in layers]
     if missing or not targets:
+        names = sorted({path.split(".")[-1] for path in layers["all_linear"]})
         raise SystemExit(
             f"target_modules: {', '.join(missing) or 'empty'} is in no block of this model; it has "
-            f"{', '.join(sorted(names)) or 'no linear layers'}; attention, mlp and all_linear "
+            f"{', '.join(names) or 'no linear layers'}; attention, mlp and all_linear "
             "mean several of them."
         )
-    chosen = set().union(*(layers.get(word, {word}) for word in targets))
-    for name in names:
-        named = {path for path in paths if path.split(".")[-1] == name}
-        if named <= chosen:  # else peft would take the others as well
-            chosen = chosen - named | {name}
-    return sorted(chosen)
+    chosen = set().union(*(layers[word] for word in targets))
+    # peft takes every layer of a name: the path says which where only some of them are chosen
+    names = {path: path.split(".")[-1] for path in chosen}
+    return sorted({name if layers[name] <= chosen else path for path, name in names.items()})
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
-    """The paths of the linear layers in a block, such as self_attn.q_proj, by word.
+    """The paths of the linear layers in a block, such as self_attn.q_proj, by word, name and path.
 
     Attention is what takes the attention mask, whatever its name.
     """
-    attention, mlp = set(), set()
+    layers = defaultdict(set)
     for block in model.modules():
         if isinstance(block, GradientCheckpointingLayer):
-            for name, part in block.named_children():
-                takes_mask = "attention_mask" in inspect.signature(type(part).forward).parameters
-                for path, module in part.named_modules(prefix=name):
+            for child, part in block.named_children():
+                inputs = inspect.signature(type(part).forward).parameters
+                word = "attention" if "attention_mask" in inputs else "mlp"
+                for path, module in part.named_modules(prefix=child):
                     if isinstance(module, nn.Linear):  # bitsandbytes' layers are, too
-                        (attention if takes_mask else mlp).add(path)
-    return {"attention": attention, "mlp": mlp, "all_linear": attention | mlp}
+                        for key in (word, "all_linear", path, path.split(".")[-1]):
+                            layers[key].add(path)
+    return layers
 
 
-def load_base(
+def load_trained(
     folder: Path, args: ProjectArguments, dtype: torch.dtype | None = None
-) -> PreTrainedModel:
-    """The base model that the adapter in `folder` was trained on, whatever config.yaml says now."""
-    path = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    return load_model(replace(args, base_model_path=path), dtype)
+) -> PreTrainedModel | PeftModel:
+    """The adapter in `folder` on its base as it was trained; a merged folder loads by itself.
 
-
-def load_trained(folder: Path, args: ProjectArguments) -> PreTrainedModel | PeftModel:
-    """The adapter in `folder` on its base as it was trained; a merged folder loads by itself."""
-    if (folder / "adapter_config.json").exists():
-        model = PeftModel.from_pretrained(load_base(folder, args), folder)
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model
-    return load_whole(str(folder), args)
+    With a `dtype` the base is in that, dequantized: rounded weights, as the adapter saw them.
+    """
+    if not (folder / "adapter_config.json").exists():
+        return load_whole(str(folder), args)
+    path = PeftConfig.from_pretrained(folder).base_model_name_or_path  # not config.yaml's of today
+    base = load_model(replace(args, base_model_path=path), dtype)
+    if dtype and getattr(base, "is_quantized", False):
+        base = base.dequantize(dtype=dtype).to(dtype)
+    base.generation_config = GenerationConfig.from_pretrained(folder)
+    return PeftModel.from_pretrained(base, folder)

@@ -75,12 +75,12 @@ def run_and_look(counts_anew: bool) -> dict:
         seen["parameters"] = sum(p.numel() for p in parameters)
         return model
 
-    def counting(trainer, overrides, reports, *metrics):
+    def counting(trainer, rows, overrides):
         if counts_anew:
-            seen["counted peak"] = report.counted_peak(trainer.args, overrides, reports["train"])
-        return report.summarize(trainer, overrides, reports, *metrics)
+            seen["counted peak"] = report.counted_peak(trainer.args, rows, overrides)
+        report.show_summary(trainer, rows, overrides)
 
-    train.add_adapter, train.summarize = looking, counting
+    train.add_adapter, train.show_summary = looking, counting
     words = [] if counts_anew else ["-k", "not libraries_of_today"]
     seen["pytest"] = int(pytest.main(["-q", "-p", "no:cacheprovider", *words]))
     return seen

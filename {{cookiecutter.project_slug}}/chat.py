@@ -13,9 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
-import torch
 from transformers import PreTrainedModel, TextStreamer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -37,41 +35,32 @@ def main(argv: list[str]) -> str:
         model.to(training_args.device)
 
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    how = {"max_new_tokens": options.max_new_tokens, "do_sample": options.sample}
     answer = ""
     for prompt in prompts(options.prompt):
         messages.append({"role": "user", "content": prompt})
-        answer = reply(model, tokenizer, messages, options)
+        answer = reply(model, tokenizer, messages, **how)
         messages.append({"role": "assistant", "content": answer})
     return answer
 
 
 def prompts(given: str) -> Iterator[str]:
     """What is given, or all of a pipe; else each line that is typed, up to an empty one."""
-    if given:
-        yield given
-    elif not sys.stdin.isatty():
-        if text := sys.stdin.read().strip():
-            yield text
-    else:
+    if not given and sys.stdin.isatty():
         with suppress(EOFError, KeyboardInterrupt):
             while line := input("> ").strip():
                 yield line
+    elif prompt := given or sys.stdin.read().strip():
+        yield prompt
 
 
-def reply(
-    model: PreTrainedModel, tokenizer: Tokenizer, messages: list[dict], options: SimpleNamespace
-) -> str:
+def reply(model: PreTrainedModel, tokenizer: Tokenizer, messages: list[dict], **how) -> str:
     """Print and return the model's next turn, up to its end-of-turn token."""
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     ).to(model.device)
-    with torch.inference_mode():
-        output = model.generate(
-            **inputs,
-            max_new_tokens=options.max_new_tokens,
-            do_sample=options.sample,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        )
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    output = model.generate(**inputs, streamer=streamer, **how)
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

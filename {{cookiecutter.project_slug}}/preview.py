@@ -3,18 +3,22 @@
 python preview.py                         in the terminal, and as a page: outputs/preview.html
 python preview.py --max_length 2048       any key of config.yaml can be tried
 
-  --smoke    with the tiny twin's tokenizer, offline
+  --smoke    with the tokenizer of train.py --smoke, offline
 
 No model is loaded. The examples are cached: training takes them from there.
 """
 
+import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Template
+from rich.text import Text
 
-from sft.config import load_config, parse, run, say
+from sft.config import ROOT, load_config, parse, run, say
 from sft.examples import encode_rows
-from sft.mask_view import page, show, show_skipped
+from sft.mask_view import console, pieces, share, show
 from sft.model import load_tokenizer
 from sft.report import show_rows
 from sft.row_report import RowReport
@@ -22,6 +26,8 @@ from sft.rows import load_rows
 from sft.twin import smoke_overrides
 
 FIRST, LONGEST, SKIPPED = 5, 2, 5  # how many rows are shown; of those skipped, for each reason
+as_json = partial(json.dumps, ensure_ascii=False, default=str)
+PAGE = ROOT / "sft/preview.html.jinja"
 
 
 def main(argv: list[str]) -> Path:
@@ -36,22 +42,44 @@ def main(argv: list[str]) -> Path:
     report = RowReport(encoded)
     show_rows({"all rows": report})
 
-    by_length = report.used[np.argsort(-report.lengths, kind="stable")]
-    titles = {index: f"row {index + 1}" for index in report.used[:FIRST].tolist()}
-    for index in by_length[:LONGEST].tolist():
-        titles[index] = f"row {index + 1}, among the longest"
-    shown = {title: encoded[index] for index, title in titles.items()}
-    for title, example in shown.items():
-        show(title, example, tokenizer)
-    numbers = [number for those in report.skipped.values() for number, _ in those[:SKIPPED]]
-    skipped = [(number, encoded[number - 1]["reason"], rows[number - 1]) for number in numbers]
-    show_skipped(skipped)
+    longest = report.used[np.argsort(-report.lengths, kind="stable")]
+    titles = {index: f"row {index + 1}" for index in report.used[:FIRST]}
+    titles |= {index: f"row {index + 1}, among the longest" for index in longest[:LONGEST]}
+    examples = []
+    for index, title in titles.items():
+        show(title, encoded[index], tokenizer)
+        examples.append((title, share(encoded[index]), pieces(encoded[index], tokenizer)))
+    skipped = []
+    for those in report.skipped.values():
+        for number, _ in those[:SKIPPED]:
+            row, reason = rows[number - 1], encoded[number - 1]["reason"]
+            title = f"row {number} is skipped: {reason}"
+            skipped.append((title, row))
+            console.print(Text(title, "red"))
+            for column, value in row.items():
+                console.print(Text(f"    {column}: {as_json(value)[:90]}", "bright_black"))
 
+    sizes = {f"tokens a row (max_length is {args.max_length:,})": report.lengths}
+    sizes["trained tokens a row"] = report.trained
+    html = Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
+        args=args,
+        figures=report.figures(),
+        histograms=[(name, *histogram(values)) for name, values in sizes.items() if values.size],
+        examples=examples,
+        skipped=skipped,
+        as_json=as_json,
+    )
     path = Path(training_args.output_dir) / "preview.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(args, report, shown, skipped, tokenizer), encoding="utf-8")
+    path.write_text(html, encoding="utf-8")
     say(f"The same as a page to look at or send: {path}")
     return path
+
+
+def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least, the median and the most; and how many values are in each of up to 40 bars."""
+    counts, _ = np.histogram(values, min(40, np.ptp(values) + 1))
+    return np.percentile(values, (0, 50, 100)), counts
 
 
 if __name__ == "__main__":

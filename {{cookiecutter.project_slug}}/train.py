@@ -3,7 +3,7 @@
 python train.py                         the real run; started again, it goes on where it stopped
 python train.py --learning_rate 1e-4    any key of config.yaml, for this run alone
 
-  --smoke    the whole path with a tiny twin, offline, on the CPU, in seconds
+  --smoke    the whole path with a tiny random twin of the model, offline, on the CPU
 """
 
 from pathlib import Path
@@ -12,13 +12,13 @@ from transformers import set_seed
 
 import chat
 from sft.adapter import add_adapter, check_adapter
-from sft.checkpoints import check_disk, checkpoint_to_resume, step_of
+from sft.checkpoints import check_disk, checkpoint_to_resume
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
 from sft.machine import choose
 from sft.model import load_model, load_tokenizer
-from sft.report import plot_loss, show_rows, show_summary, summarize
+from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
 from sft.trainer import Trainer
@@ -35,13 +35,12 @@ def main(argv: list[str]) -> Path:
     checkpoint = checkpoint_to_resume(training_args, args)
     set_seed(training_args.seed)
 
-    say("1. Load the rows")
     with training_args.main_process_first():  # the others find it in the cache
+        say("1. Load the rows")
         rows = load_rows(args)
 
-    say("2. Preprocess: rows to tokens, with labels on what is trained on")
-    tokenizer = load_tokenizer(args.base_model_path, args.revision)
-    with training_args.main_process_first():
+        say("2. Preprocess: rows to tokens, with labels on what is trained on")
+        tokenizer = load_tokenizer(args.base_model_path, args.revision)
         examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
 
@@ -68,12 +67,12 @@ def main(argv: list[str]) -> Path:
     check_disk(model, training_args)
     text_config = model.config.get_text_config()
     text_config.use_cache = False  # the cache is for generating
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.train(resume_from_checkpoint=checkpoint)
     step, last = trainer.state.global_step, trainer.state.max_steps
     if step < last:
         raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
     if "evaluation" in examples:
-        metrics |= trainer.evaluate()
+        trainer.evaluate()
     text_config.use_cache = True
 
     final = Path(training_args.output_dir) / "final"
@@ -82,8 +81,7 @@ def main(argv: list[str]) -> Path:
     if trainer.is_world_process_zero():
         stop_at(model, stop_tokens(tokenizer)).save_pretrained(final)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
-        summary = summarize(trainer, overrides, reports, metrics, step_of(checkpoint))
-        show_summary(summary, final.parent)
+        show_summary(trainer, reports["train"], overrides)
     trainer.close()
 
     if options.smoke and training_args.world_size == 1:

@@ -5,14 +5,13 @@ much as to answer them. It is for raw text in a new language or field. For quest
 train on the mask of sft/mask/, which this collator throws away.
 """
 
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.config import say
 
 
-def get_collator(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> "LanguageModelingCollator":
+def get_collator(tokenizer: Tokenizer, model: PreTrainedModel) -> "LanguageModelingCollator":
     """A function from a list of examples to a batch of tensors of shape (batch, longest)."""
     say("Every token is trained on: this is continued pretraining, not supervised fine-tuning.")
     return LanguageModelingCollator(tokenizer, label_pad_token_id=-100)

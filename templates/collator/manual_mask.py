@@ -11,12 +11,11 @@ the end-of-turn token: its label is lost, and the model never stops.
 """
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
-def get_collator(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> "ManualMaskCollator":
+def get_collator(tokenizer: Tokenizer, model: PreTrainedModel) -> "ManualMaskCollator":
     """A function from a list of examples to a batch of tensors of shape (batch, longest)."""
     return ManualMaskCollator(tokenizer.pad_token_id)
 

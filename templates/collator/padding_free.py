@@ -15,14 +15,14 @@ from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
-from transformers import DataCollatorWithFlattening, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorWithFlattening, PreTrainedModel, Trainer
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.attention import attend_by_example
+from sft.row_report import column
 
 
-def get_collator(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> "PaddingFreeCollator":
+def get_collator(tokenizer: Tokenizer, model: PreTrainedModel) -> "PaddingFreeCollator":
     """A function from a list of examples to a batch of tensors of shape (1, sum of lengths).
 
     `model` is made to attend to each example by itself.
@@ -74,4 +74,9 @@ class EvenSampler(Sampler[int]):
 class PaddingFreeCollator(DataCollatorWithFlattening):
     """transformers' collator, and the order of the rows that suits it."""
 
-    sampler = EvenSampler
+    @staticmethod
+    def sampler(trainer: Trainer) -> EvenSampler:
+        """An order of the Trainer's rows for its steps and batches."""
+        args, lengths = trainer.args, column(trainer.train_dataset, "length")
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return EvenSampler(lengths, step, args.train_batch_size, args.seed)

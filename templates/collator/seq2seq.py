@@ -5,11 +5,10 @@ the longest example of the batch. The name is from translation models; it is the
 labels that exist already, instead of making them.
 """
 
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
-def get_collator(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> DataCollatorForSeq2Seq:
+def get_collator(tokenizer: Tokenizer, model: PreTrainedModel) -> DataCollatorForSeq2Seq:
     """A function from a list of examples to a batch of tensors of shape (batch, longest)."""
     return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)

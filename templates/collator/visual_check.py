@@ -4,17 +4,15 @@ A picture shows at once what is wrong with a mask: tokens that are trained on ar
 are only read are grey, and padding is a faint dot.
 """
 
-from accelerate import PartialState
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.mask_view import show
 
 ROWS = 2  # of the first batch are shown
 
 
-def get_collator(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> "VisualCheckCollator":
+def get_collator(tokenizer: Tokenizer, model: PreTrainedModel) -> "VisualCheckCollator":
     """A function from a list of examples to a batch of tensors of shape (batch, longest)."""
     return VisualCheckCollator(tokenizer, label_pad_token_id=-100)
 
@@ -26,11 +24,11 @@ class VisualCheckCollator(DataCollatorForSeq2Seq):
 
     def __call__(self, features, return_tensors=None):
         batch = super().__call__(features, return_tensors)
-        if not self.shown and PartialState().is_main_process:
+        if not self.shown:
             self.shown = True
             for number, mask in enumerate(batch["attention_mask"][:ROWS]):
-                real = mask.sum()
+                real = int(mask.sum())
                 row = {key: batch[key][number, :real].tolist() for key in ("input_ids", "labels")}
                 title = f"row {number + 1} of the first batch"
-                show(title, row, self.tokenizer, padding=len(mask) - int(real))
+                show(title, row, self.tokenizer, padding=len(mask) - real)
         return batch

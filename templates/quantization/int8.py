@@ -9,7 +9,7 @@ bits. The weights are frozen: whole numbers take no gradient step.
 import warnings
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig
 
 # on a CPU the arithmetic is in float32, and each layer would say so
 warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
@@ -18,8 +18,3 @@ warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
 def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """How to quantize while loading; `dtype` is that of everything that stays unquantized."""
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
-
-
-def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its rounded weights written out in 16 bits, as the adapter saw them."""
-    return model.dequantize(dtype=torch.bfloat16).to(torch.bfloat16)

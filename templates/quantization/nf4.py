@@ -9,23 +9,14 @@ coarse for a gradient step.
 """
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig
 
 
 def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How to quantize while loading.
-
-    Args:
-        dtype: the type of the arithmetic; bitsandbytes' own default, float32, is slow.
-    """
+    """How to quantize while loading; `dtype` is the arithmetic's: float32, the default, is slow."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its rounded weights written out in 16 bits, as the adapter saw them."""
-    return model.dequantize(dtype=torch.bfloat16).to(torch.bfloat16)

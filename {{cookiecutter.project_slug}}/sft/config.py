@@ -125,6 +125,9 @@ def project_arguments(overrides: list[str]) -> ProjectArguments:
 def read_values(overrides: list[str], kinds: dict[str, Any] = OURS) -> dict[str, Any]:
     """The keys of config.yaml and the command line, typed by `kinds`: ours alone need no torch."""
     values = _config_yaml() | _words(overrides)
+    for each in fields(ProjectArguments):
+        if each.default is each.default_factory is MISSING and each.name not in values:
+            raise SystemExit(f"config.yaml has no key {each.name!r}; restore it.")
     return {key: _typed(key, value, kinds.get(key, Any)) for key, value in values.items()}
 
 
@@ -141,9 +144,6 @@ def typed_values(overrides: list[str]) -> dict[str, Any]:
     every = (*fields(TrainingArguments), *fields(ProjectArguments))
     values = {each.name: each.default for each in every if each.default is not MISSING}
     values |= dict.fromkeys(MAY_BE_AUTO, AUTO) | read_values(overrides, kinds | others)
-    missing = [key for key in OURS if key not in values]
-    if missing:
-        raise SystemExit(f"config.yaml has no key {missing[0]!r}; restore it.")
     if values["activation_checkpointing"] == AUTO and values["gradient_checkpointing"] is not None:
         values["activation_checkpointing"] = values["gradient_checkpointing"]  # its older name
     return values | {"adapter": {key: values[key] for key in others}}

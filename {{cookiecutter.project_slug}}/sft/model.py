@@ -1,7 +1,5 @@
 """The base model and its tokenizer."""
 
-from contextlib import contextmanager
-
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -22,8 +20,7 @@ def supported_dtype(name: str) -> torch.dtype:
 
 def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
     """The tokenizer in `path`; exits where it has no chat template or no fast version."""
-    with _one_sentence(path):
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    tokenizer = _load(AutoTokenizer, path, revision=revision)
     name = f"The tokenizer of {path!r}"
     if not tokenizer.chat_template:
         raise SystemExit(f"{name} has no chat template; choose an instruction-tuned model.")
@@ -47,21 +44,14 @@ def load_model(args: ProjectArguments, dtype: torch.dtype | None = None) -> PreT
 
 def load_whole(path: str, args: ProjectArguments, **kwargs) -> PreTrainedModel:
     """The model in `path` as it was saved, in its own dtype if `kwargs` do not say another."""
-    with _one_sentence(path):
-        return AutoModelForCausalLM.from_pretrained(
-            path,
-            attn_implementation=args.attn_implementation,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **{"dtype": "auto", **kwargs},
-        )
+    kwargs |= {"attn_implementation": args.attn_implementation, "use_safetensors": True}
+    return _load(AutoModelForCausalLM, path, **kwargs)
 
 
-@contextmanager
-def _one_sentence(path: str):
+def _load(kind: type, path: str, **kwargs) -> PreTrainedModel | Tokenizer:
     """A wrong path or a gated model ends in a sentence, not in a traceback."""
     try:
-        yield
+        return kind.from_pretrained(path, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(
             f"base_model_path {path!r} cannot be loaded: {str(error).strip().splitlines()[0]} "

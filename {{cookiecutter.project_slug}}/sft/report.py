@@ -1,23 +1,21 @@
 """Tables before and after training, and a plot of the loss."""
 
 import json
-import os
+from collections import ChainMap
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Column, Table
 from transformers import TrainingArguments
 
 from sft.config import read_values
+from sft.mask_view import console
 from sft.memory import GB, NoCount, count_for, memory
 from sft.row_report import RowReport
 from sft.trainer import Trainer
-
-console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # one process speaks
 
 
 def show_rows(reports: dict[str, RowReport]) -> None:
@@ -30,68 +28,50 @@ def show_rows(reports: dict[str, RowReport]) -> None:
     console.print(table)
 
 
-def summarize(
-    trainer: Trainer,
-    overrides: list[str],
-    reports: dict[str, RowReport],
-    metrics: dict[str, float],
-    first_step: int,
-) -> dict[str, float]:
-    """The figures of a finished run.
+def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> None:
+    """Print the figures of a finished run as a table and keep them as `summary.json`.
 
-    Args:
-        metrics: those of `Trainer.train`, and of `Trainer.evaluate` if there was an evaluation.
-        first_step: that of the checkpoint it went on from; time and speed are those since.
+    After a resume, time and speed are those since. `report` is of the training rows.
     """
-    state, report, seconds = trainer.state, reports["train"], metrics["train_runtime"]
-    epochs = state.epoch * (state.global_step - first_step) / max(state.global_step, 1)
+    state, args = trainer.state, trainer.args
+    logged = ChainMap(*reversed(state.log_history))  # the last value of each
     summary = {
         "rows_used": len(report.used),
         "rows_skipped": report.rows - len(report.used),
         "trained_tokens_seen": round(state.epoch * report.trained.sum()),
         "steps": state.global_step,
-        "seconds": seconds,
-        "tokens_per_second": epochs * report.lengths.sum() / seconds,
+        "seconds": logged["train_runtime"],
+        "tokens_per_second": logged["train_samples_per_second"] * report.lengths.mean(),
     }
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    if losses:
-        summary["train_loss"] = losses[-1]
-    if "eval_loss" in metrics:
-        summary["eval_loss"] = metrics["eval_loss"]
-    if trainer.args.device.type == "cuda":
-        allocated = torch.cuda.max_memory_allocated() / GB
-        summary["peak_memory_gb"] = allocated
+    losses = {"train_loss": "loss", "eval_loss": "eval_loss"}
+    summary |= {name: logged[key] for name, key in losses.items() if key in logged}
+    if args.device.type == "cuda":
+        summary["peak_memory_gb"] = torch.cuda.max_memory_allocated() / GB
         summary["peak_memory_reserved_gb"] = torch.cuda.max_memory_reserved() / GB
         with suppress(NoCount):
-            counted = counted_peak(trainer.args, overrides, report) / GB
-            summary["peak_memory_counted_gb"] = counted
-            summary["peak_memory_difference"] = counted / allocated - 1  # a share
-    return summary
+            summary["peak_memory_counted_gb"] = counted_peak(args, report, overrides) / GB
+    file = Path(args.output_dir) / "summary.json"
+    file.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    table = Table(title="Result", title_justify="left", show_header=False)
+    for name, value in summary.items():
+        kind = ",.4g" if isinstance(value, float) else ","
+        table.add_row(name.replace("_", " "), f"{value:{kind}}")
+    console.print(table)
 
 
-def counted_peak(training_args: TrainingArguments, overrides: list[str], report: RowReport) -> int:
+def counted_peak(args: TrainingArguments, report: RowReport, overrides: list[str]) -> int:
     """What sft/memory.py says of this run, in bytes, with the rows as they really are.
 
     Raises:
         NoCount: the step of this model cannot be counted.
     """
     values = read_values(overrides) | {
-        "activation_checkpointing": training_args.activation_checkpointing,
-        "optim": training_args.optim.value,
+        "activation_checkpointing": args.activation_checkpointing,
+        "optim": args.optim.value,
         "max_length": int(report.lengths.max()),
         "trained_share": float(report.trained.sum() / report.lengths.sum()),
     }
     return memory(count_for(overrides), values).peak
-
-
-def show_summary(summary: dict, output_dir: Path) -> None:
-    """Print the run's summary as a table and keep it as `summary.json`."""
-    (output_dir / "summary.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    table = Table(title="Result", title_justify="left", show_header=False)
-    for name, value in summary.items():
-        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-        table.add_row(name.replace("_", " "), shown)
-    console.print(table)
 
 
 def plot_loss(log_history: list[dict], path: Path) -> None:

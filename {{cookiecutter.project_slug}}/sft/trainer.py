@@ -7,8 +7,6 @@ from torch.utils.data import Sampler
 from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from sft.row_report import column
-
 
 class Trainer(transformers.Trainer):
     """`eval_loss` is the mean over trained tokens; transformers' is the mean of the batches' means.
@@ -23,13 +21,10 @@ class Trainer(transformers.Trainer):
         super().__init__(args=args, data_collator=data_collator, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        """The order of the rows: by `train_sampling_strategy`, or by the collator's sampler."""
-        args = self.args
-        if not self._sampler or args.train_sampling_strategy != "random":
-            return super()._get_train_sampler()  # `train_dataset` lacks `length`
-        batch = args.train_batch_size
-        step = batch * args.gradient_accumulation_steps * args.world_size
-        return self._sampler(column(self.train_dataset, "length"), step, batch, args.seed)
+        """The order of the rows: by `train_sampling_strategy`, or the collator's own."""
+        if self._sampler and self.args.train_sampling_strategy == "random":
+            return self._sampler(self)
+        return super()._get_train_sampler()  # `train_dataset` lacks `length`
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """transformers' loop, in which `prediction_step` adds up losses and tokens."""
@@ -43,9 +38,7 @@ class Trainer(transformers.Trainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The mean loss of a batch, of shape (); for metrics also its logits and labels.
 
-        Returns:
-            The loss, logits of shape (trained tokens, vocabulary), and labels of shape
-            (trained tokens,): `logits[i]` predicts `labels[i]`.
+        Their shapes are (trained tokens, vocabulary) and (trained tokens,), in the same order.
         """
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         tokens = int(self._get_num_items_in_batch([inputs], self.args.device))

@@ -17,9 +17,7 @@ from sft.twin import build_tokenizer, build_twin
 def twin(args, tmp_path_factory):
     folder = tmp_path_factory.mktemp("twin")
     build_twin(folder, args.base_model_path)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    model.config.use_cache = False
-    return model
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
@@ -29,29 +27,25 @@ def examples(args, rows):
     return made["train"].to_list()[:5]
 
 
-def loss_and_tokens(model, batch):
-    with torch.no_grad():
-        loss = model(**batch, num_items_in_batch=torch.tensor(1)).loss
-    return float(loss), int((batch["labels"][..., 1:] != -100).sum())
+@torch.no_grad()
+def run(twin, batch):
+    """The model's output; its loss is the sum over the trained tokens."""
+    return twin(**batch, use_cache=False, num_items_in_batch=torch.tensor(1))
 
 
 def test_a_batch_has_the_loss_of_its_examples(examples, twin):
     collator = get_collator(build_tokenizer(), twin)
-    together = loss_and_tokens(twin, collator(examples))
-    alone = [loss_and_tokens(twin, collator([example])) for example in examples]
-    assert together[1] == sum(tokens for _, tokens in alone)
-    assert together[0] == pytest.approx(sum(loss for loss, _ in alone), rel=1e-5)
+    alone = [float(run(twin, collator([example])).loss) for example in examples]
+    assert float(run(twin, collator(examples)).loss) == pytest.approx(sum(alone), rel=1e-5)
 
 
 def test_logits_only_where_a_token_is_trained_leave_the_loss_as_it_is(examples, twin):
     collator = get_collator(build_tokenizer(), twin)
-    expected, tokens = loss_and_tokens(twin, collator(examples))
-    batch = LogitsWhereTrained(collator)(examples)
-    assert batch["shift_labels"].shape == (tokens,)
-    with torch.no_grad():
-        found = twin(**batch, num_items_in_batch=torch.tensor(1))
-    assert found.logits.numel() == tokens * twin.config.vocab_size
-    assert float(found.loss) == pytest.approx(expected, rel=1e-6)
+    whole = collator(examples)
+    trained = int((whole["labels"][:, 1:] != -100).sum())
+    found = run(twin, LogitsWhereTrained(collator)(examples))
+    assert found.logits.numel() == trained * twin.config.vocab_size
+    assert float(found.loss) == pytest.approx(float(run(twin, whole).loss), rel=1e-6)
 
 
 @pytest.mark.parametrize("pad_token", ["<|endoftext|>", "<|im_end|>"])  # or the end of turn's
