@@ -365,42 +365,41 @@ def check_evaluation_loss(seen: dict, final: Path) -> None:
 
 
 def check_summary(trainer) -> None:
-    """Speed is of the steps of this run alone; a GPU's peak is shown beside the counted one."""
+    """The last figures of the log are shown, and a GPU's peak beside the counted one."""
     import numpy as np
     import torch
 
     from sft.memory import GB
-    from sft.report import summarize
+    from sft.report import show_summary
 
-    state, metrics = trainer.state, {"train_runtime": 2.0, "eval_loss": 3.0}
+    stopped = {"loss": 9.0, "eval_loss": 9.0, "train_runtime": 9.0, "train_samples_per_second": 9.0}
+    resumed = {"train_runtime": 2.0, "train_samples_per_second": 3.0}
+    log = [stopped, {"loss": 4.0}, resumed, {"eval_loss": 5.0}]
+    state = SimpleNamespace(log_history=log, global_step=6, epoch=1.5)
     rows = SimpleNamespace(
-        rows=7, used=np.arange(5), lengths=np.full(5, 120), trained=np.full(5, 12)
+        rows=7, used=np.arange(5), lengths=np.array([80, 160] * 2 + [120]), trained=np.full(5, 12)
     )
-    for first_step in (0, 1, state.global_step):
-        found = summarize(trainer, [], {"train": rows}, metrics, first_step)
-        share = (state.global_step - first_step) / state.global_step
-        assert abs(found["tokens_per_second"] - 600 * state.epoch * share / 2) < 1e-6
-    assert found["trained_tokens_seen"] == round(60 * state.epoch)
-    assert [found[key] for key in ("rows_used", "rows_skipped", "seconds", "eval_loss")] == [
-        *(5, 2, 2.0, 3.0)
-    ]
-    assert not any("memory" in key for key in found)
-
+    folder = Path("outputs/summary")
+    folder.mkdir()
     args = SimpleNamespace(
-        device=torch.device("cuda"), optim=trainer.args.optim, activation_checkpointing=True
+        **{"device": torch.device("cuda"), "output_dir": folder, "optim": trainer.args.optim},
+        activation_checkpointing=True,
     )
-    on_gpu = SimpleNamespace(state=state, args=args)
     with (
         patch("torch.cuda.max_memory_allocated", return_value=2 * GB),
         patch("torch.cuda.max_memory_reserved", return_value=3 * GB),
         patch("sft.report.count_for", return_value="a count"),
         patch("sft.report.memory", return_value=SimpleNamespace(peak=5 * GB)) as counted,
     ):
-        found = summarize(on_gpu, [], {"train": rows}, metrics, 0)
-    assert [value for key, value in found.items() if "memory" in key] == [2.0, 3.0, 5.0, 1.5]
+        show_summary(SimpleNamespace(state=state, args=args), rows, ["--max_length=77"])
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == {
+        **{"rows_used": 5, "rows_skipped": 2, "trained_tokens_seen": 90, "steps": 6},
+        **{"seconds": 2.0, "tokens_per_second": 360.0, "train_loss": 4.0, "eval_loss": 5.0},
+        **{"peak_memory_gb": 2.0, "peak_memory_reserved_gb": 3.0, "peak_memory_counted_gb": 5.0},
+    }
     (count, values), _ = counted.call_args
     given = [values[key] for key in ("activation_checkpointing", "optim", "max_length")]
-    assert given == [True, trainer.args.optim.value, 120]
+    assert given == [True, trainer.args.optim.value, 160]
     assert count == "a count" and values["trained_share"] == 0.1
 
 
