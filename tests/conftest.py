@@ -112,16 +112,22 @@ PRELOAD = [  # imports alone: what computes starts threads, and a forked process
 FORKS.set_forkserver_preload(PRELOAD)
 
 
+def started(context, function, *args) -> tuple:
+    """A process that runs `function(sender, *args)`, after the end of the pipe it sends to."""
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=function, args=(sender, *args))
+    child.start()
+    sender.close()
+    return receiver, child
+
+
 def in_project(project: Path, function, *args):
     """Call `function(*args)` in a fresh process whose own modules are the project's.
 
     The process is forked from one that has imported torch and its like: no module of one project
     reaches another, and nobody waits for the imports.
     """
-    receiver, sender = FORKS.Pipe(duplex=False)
-    child = FORKS.Process(target=_child, args=(sender, project, function, args))
-    child.start()
-    sender.close()
+    receiver, child = started(FORKS, _child, project, function, args)
     try:
         ok, value = receiver.recv()
     except EOFError:
@@ -153,6 +159,21 @@ def _child(sender, project: Path, function, args) -> None:
     except BaseException:
         tail = (project / "log").read_text(errors="replace")[-3000:]
         sender.send((False, f"{traceback.format_exc()}\n--- the end of its output\n{tail}"))
+
+
+def another_value(value):
+    """A value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 or 0.25
+    if isinstance(value, list):
+        return [*value, "other"]
+    if isinstance(value, dict):
+        return {name: another_value(one) for name, one in value.items()}
+    return f"{value}_other"
 
 
 def config_of(project: Path) -> dict:

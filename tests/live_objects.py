@@ -19,6 +19,8 @@ from unittest.mock import patch
 
 import yaml
 
+from conftest import another_value
+
 TWIN = "outputs/smoke/twin"
 IMPORTS = re.compile(r"^\s*(?:from|import) ([\w.]+)(?: import (\([^)]*\)|.*))?", re.M)
 
@@ -191,17 +193,7 @@ def another(key: str, value):
             return others[0]
     if value == "auto":
         return True
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + 1
-    if isinstance(value, float):
-        return value / 2 or 0.25
-    if isinstance(value, list):
-        return [*value, "other"]
-    if isinstance(value, dict):
-        return {name: another(name, one) for name, one in value.items()}
-    return f"{value}_other"
+    return another_value(value)
 
 
 hints = cache(typing.get_type_hints)

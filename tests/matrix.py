@@ -28,7 +28,7 @@ from pathlib import Path
 from live_objects import check_live_objects, watch
 from rendering import check_render
 
-from conftest import PRELOAD, combinations
+from conftest import PRELOAD, combinations, started
 
 TESTS = Path(__file__).resolve().parent
 FORK = multiprocessing.get_context("fork")
@@ -154,10 +154,7 @@ def run_hook(script: str, cwd: str = ".") -> None:
 def start(answers: dict, folder: Path, template: Path) -> tuple:
     """A process for that combination, by the end of its pipe."""
     home = Path(tempfile.mkdtemp(dir=folder))
-    receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=report_to, args=(sender, answers, home, template))
-    child.start()
-    sender.close()
+    receiver, child = started(FORK, report_to, answers, home, template)
     return receiver, (answers, child, home)
 
 
