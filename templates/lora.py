@@ -22,7 +22,8 @@ def check_adapter(args: ProjectArguments) -> None:
     """Exit at a key of config.yaml that is no field of `peft.LoraConfig`, or is out of range."""
     refuse_unknown(args.adapter, [each.name for each in fields(LoraConfig)])
     r, dropout = args.adapter.get("r", 8), args.adapter.get("lora_dropout", 0.0)
-    if not isinstance(r, int) or r < 1 or not isinstance(dropout, float) or not 0 <= dropout < 1:
+    is_dropout = isinstance(dropout, (int, float)) and 0 <= dropout < 1
+    if not isinstance(r, int) or r < 1 or not is_dropout:
         raise SystemExit("r must be a whole number from 1, and lora_dropout from 0.0 to below 1.0.")
 
 
