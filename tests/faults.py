@@ -42,7 +42,7 @@ PLANTED = {
         'eval_dataset=examples["train"]',
     ),
     "held-out rows are trained on, too": (
-        r"np\.setdiff1d\((np\.arange\(len\(whole\)\)), held_out\)",
+        r"np\.setdiff1d\((np\.arange\(len\(.+\)\)), held_out\)",
         r"\1",
     ),
     "padding on the left": (r'padding_side = "right"', 'padding_side = "left"'),
