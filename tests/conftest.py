@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cookiecutter.environment import StrictEnvironment
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
@@ -45,6 +46,21 @@ def combinations() -> list[dict]:
 
 def name_of(answers: dict) -> str:
     return "-".join(answer.split("/")[-1] for answer in answers.values())
+
+
+def compile_each_text_once() -> None:
+    """Cookiecutter has Jinja compile all files and their names anew for every project."""
+    compiled, compile_now = {}, StrictEnvironment.compile
+
+    def compiling(environment, source, name=None, filename=None):
+        if (source, name) not in compiled:
+            compiled[source, name] = compile_now(environment, source, name, filename)
+        return compiled[source, name]
+
+    StrictEnvironment.compile = compiling
+
+
+compile_each_text_once()
 
 
 class Bakery:
@@ -86,6 +102,8 @@ PRELOAD = [  # imports alone: what computes starts threads, and a forked process
     *("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate"),
     *("matplotlib.pyplot", "transformers.trainer", "datasets.packaged_modules.json.json"),
     *("cookiecutter.main", "rich.progress", "transformers.integrations.bitsandbytes"),
+    *("rich._emoji_codes", "torch.nn.attention.varlen", "transformers.generation.streamers"),
+    *("peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion"),
     *(
         f"transformers.models.{name}.modeling_{name}"
         for name in ("gemma3", "llama", "mistral", "phi3", "qwen3", "smollm3")
@@ -94,16 +112,22 @@ PRELOAD = [  # imports alone: what computes starts threads, and a forked process
 FORKS.set_forkserver_preload(PRELOAD)
 
 
+def started(context, function, *args) -> tuple:
+    """A process that runs `function(sender, *args)`, after the end of the pipe it sends to."""
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=function, args=(sender, *args))
+    child.start()
+    sender.close()
+    return receiver, child
+
+
 def in_project(project: Path, function, *args):
     """Call `function(*args)` in a fresh process whose own modules are the project's.
 
     The process is forked from one that has imported torch and its like: no module of one project
     reaches another, and nobody waits for the imports.
     """
-    receiver, sender = FORKS.Pipe(duplex=False)
-    child = FORKS.Process(target=_child, args=(sender, project, function, args))
-    child.start()
-    sender.close()
+    receiver, child = started(FORKS, _child, project, function, args)
     try:
         ok, value = receiver.recv()
     except EOFError:
@@ -115,12 +139,16 @@ def in_project(project: Path, function, *args):
 
 
 def _child(sender, project: Path, function, args) -> None:
+    import gc
     import traceback
 
     import torch
 
+    gc.freeze()  # what this process was forked with, which its collector need not look at
+    gc.unfreeze = lambda: None
     torch.set_num_threads(1)  # two of these run side by side
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins that a project has no use for
     os.environ["HF_DATASETS_CACHE"] = str(project / "cache")
     log = os.open(project / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
@@ -131,6 +159,21 @@ def _child(sender, project: Path, function, args) -> None:
     except BaseException:
         tail = (project / "log").read_text(errors="replace")[-3000:]
         sender.send((False, f"{traceback.format_exc()}\n--- the end of its output\n{tail}"))
+
+
+def another_value(value):
+    """A value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 or 0.25
+    if isinstance(value, list):
+        return [*value, "other"]
+    if isinstance(value, dict):
+        return {name: another_value(one) for name, one in value.items()}
+    return f"{value}_other"
 
 
 def config_of(project: Path) -> dict:

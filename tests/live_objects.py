@@ -5,18 +5,24 @@ was really built is held against config.yaml, and against other values than thos
 key that is ignored is not noticed where the library's default is the same.
 """
 
+import hashlib
 import json
+import re
 import typing
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import yaml
 
+from conftest import another_value
+
 TWIN = "outputs/smoke/twin"
+IMPORTS = re.compile(r"^\s*(?:from|import) ([\w.]+)(?: import (\([^)]*\)|.*))?", re.M)
 
 
 def watch(seen: dict) -> None:
@@ -52,22 +58,68 @@ def watch(seen: dict) -> None:
     train.smoke_overrides, Trainer.train = words, fitting
 
 
-def check_live_objects(answers: dict, seen: dict, final: Path) -> None:
-    """What was trained is what config.yaml says; with other values it would be what those say."""
+def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> None:
+    """What was trained is what config.yaml says; with other values it would be what those say.
+
+    Args:
+        notes: a folder; a check that was right is not made again with the same content.
+    """
+    from sft.config import load_config
+
     check_every_key_arrives()
     check_values_of_answers(answers)
     check_training_arguments(seen)
     check_optimizer(seen["trainer"])
     check_order_of_rows(answers, seen["trainer"])
     check_rows(seen)
-    check_keys_of_rows(answers, seen)
+    check_prompt_and_revision(seen)
+    tokenizer = [f"{TWIN}/tokenizer.json", f"{TWIN}/tokenizer_config.json"]
+    tokenizer += [f"{TWIN}/chat_template.jinja"]
+    words = [word.replace(str(Path.cwd()), ".") for word in seen["words"]]
+    rows = ["sft/rows.py", "sft/examples.py", "data/sample.jsonl", *tokenizer]
+    once(notes, check_keys_of_rows, answers, seen, reads=rows, given=words)
     check_evaluation_loss(seen, final)
+    check_summary(seen["trainer"])
     check_chat(seen, final)
-    check_loading(answers, seen)
+    weights = [f"{TWIN}/config.json", f"{TWIN}/model.safetensors"]
+    if answers["lora_targets"] != "full":
+        check_adapter(seen["model"], load_config(["--use_cpu=true"])[0])
+        first = {name: one.tolist() for name, one in seen["before"].items() if ".lora_A." in name}
+        once(notes, check_first_adapter, seen, reads=["sft/adapter.py", *weights], given=first)
+    loading = ["sft/adapter.py", "sft/stop_tokens.py", *weights, *tokenizer]
+    once(notes, check_loading, answers, seen, reads=loading)
     check_dtypes()
-    check_twin_and_tokenizer()
+    twin = ["sft/twin.py", "sft/model.py", "base_model/config.json", "data/sample.jsonl"]
+    once(notes, check_twin_and_tokenizer, reads=[*twin, *weights, *tokenizer])
     assert seen["tokenizer"].padding_side == "right" and seen["tokenizer"].pad_token
     assert seen["use_cache"] is False and seen["model"].config.use_cache is True
+
+
+def once(notes: Path, check, *args, reads: list[str], given=None) -> None:
+    """Make a check, unless it was right before with the very same content.
+
+    Args:
+        reads: the project's files that it depends on; what they import is added, and config.yaml.
+        given: what else it depends on, of its arguments.
+    """
+    waiting, contents = [*reads], {}
+    while waiting:
+        file = Path(waiting.pop())
+        if str(file) in contents or not file.is_file():
+            continue
+        contents[str(file)] = content = file.read_bytes()
+        if file.suffix == ".py":
+            for module, names in IMPORTS.findall(content.decode("utf-8")):
+                inside = [f"{module}.{name}" for name in re.findall(r"\w+", names)]
+                for place in (one.replace(".", "/") for one in (module, *inside)):
+                    waiting += [f"{place}.py", f"{place}/__init__.py"]
+    names = {"base_model_path", "report_to"}  # which the twin and the run's words replace
+    values = {key: value for key, value in config().items() if key not in names}
+    about = repr([check.__name__, sorted(contents.items()), values, given])
+    note = notes / hashlib.sha256(about.encode()).hexdigest()
+    if not note.exists():
+        check(*args)
+        note.touch()
 
 
 # --- config.yaml ---------------------------------------------------------------------------------
@@ -134,24 +186,17 @@ def another(key: str, value):
     if key == "report_to":
         return "none" if value != "none" else "tensorboard"
     for owner in (ProjectArguments, TrainingArguments):
-        hint = typing.get_type_hints(owner).get(key)
+        hint = hints(owner).get(key)
         choices = [plain(one) for part in [hint, *typing.get_args(hint)] for one in members(part)]
         others = [choice for choice in choices if choice != value]
         if others:
             return others[0]
     if value == "auto":
         return True
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + 1
-    if isinstance(value, float):
-        return value / 2 or 0.25
-    if isinstance(value, list):
-        return [*value, "other"]
-    if isinstance(value, dict):
-        return {name: another(name, one) for name, one in value.items()}
-    return f"{value}_other"
+    return another_value(value)
+
+
+hints = cache(typing.get_type_hints)
 
 
 def members(hint) -> list:
@@ -219,6 +264,16 @@ def check_rows(seen: dict) -> None:
     assert len(held_out) == max(1, round(share * rows)), len(held_out)
 
 
+def check_prompt_and_revision(seen: dict) -> None:
+    tokenizer = seen["tokenizer"]
+    texts = [tokenizer.decode(row["input_ids"]) for row in seen["trainer"].train_dataset]
+    prompt = value_of("system_prompt", seen)
+    assert any(f"<|im_start|>system\n{prompt}<|im_end|>" in text for text in texts)
+    path, revision = (value_of(key, seen) for key in ("base_model_path", "revision"))
+    (named, *_), given, _ = seen["calls"]["tokenizer"][0]
+    assert (named, given["revision"]) == (path, revision)
+
+
 def check_keys_of_rows(answers: dict, seen: dict) -> None:
     """What decides over rows and their masks, with other values than the run's."""
     from datasets import Dataset
@@ -228,13 +283,6 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     from sft.examples import make_examples
 
     tokenizer = seen["tokenizer"]
-    texts = [tokenizer.decode(row["input_ids"]) for row in seen["trainer"].train_dataset]
-    prompt = value_of("system_prompt", seen)
-    assert any(f"<|im_start|>system\n{prompt}<|im_end|>" in text for text in texts)
-    path, revision = (value_of(key, seen) for key in ("base_model_path", "revision"))
-    (named, *_), given, _ = seen["calls"]["tokenizer"][0]
-    assert (named, given["revision"]) == (path, revision)
-
     rows = sft.rows.load_rows(load_config(seen["words"])[0])["train"].select(range(8))
     asked = []
 
@@ -308,6 +356,45 @@ def check_evaluation_loss(seen: dict, final: Path) -> None:
     assert summary["rows_used"] == len(trainer.train_dataset)
 
 
+def check_summary(trainer) -> None:
+    """The last figures of the log are shown, and a GPU's peak beside the counted one."""
+    import numpy as np
+    import torch
+
+    from sft.memory import GB
+    from sft.report import show_summary
+
+    stopped = {"loss": 9.0, "eval_loss": 9.0, "train_runtime": 9.0, "train_samples_per_second": 9.0}
+    resumed = {"train_runtime": 2.0, "train_samples_per_second": 3.0}
+    log = [stopped, {"loss": 4.0}, resumed, {"eval_loss": 5.0}]
+    state = SimpleNamespace(log_history=log, global_step=6, epoch=1.5)
+    rows = SimpleNamespace(
+        rows=7, used=np.arange(5), lengths=np.array([80, 160] * 2 + [120]), trained=np.full(5, 12)
+    )
+    folder = Path("outputs/summary")
+    folder.mkdir()
+    args = SimpleNamespace(
+        **{"device": torch.device("cuda"), "output_dir": folder, "optim": trainer.args.optim},
+        activation_checkpointing=True,
+    )
+    with (
+        patch("torch.cuda.max_memory_allocated", return_value=2 * GB),
+        patch("torch.cuda.max_memory_reserved", return_value=3 * GB),
+        patch("sft.report.count_for", return_value="a count"),
+        patch("sft.report.memory", return_value=SimpleNamespace(peak=5 * GB)) as counted,
+    ):
+        show_summary(SimpleNamespace(state=state, args=args), rows, ["--max_length=77"])
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == {
+        **{"rows_used": 5, "rows_skipped": 2, "trained_tokens_seen": 90, "steps": 6},
+        **{"seconds": 2.0, "tokens_per_second": 360.0, "train_loss": 4.0, "eval_loss": 5.0},
+        **{"peak_memory_gb": 2.0, "peak_memory_reserved_gb": 3.0, "peak_memory_counted_gb": 5.0},
+    }
+    (count, values), _ = counted.call_args
+    given = [values[key] for key in ("activation_checkpointing", "optim", "max_length")]
+    assert given == [True, trainer.args.optim.value, 160]
+    assert count == "a count" and values["trained_share"] == 0.1
+
+
 def check_chat(seen: dict, final: Path) -> None:
     """The model was given the conversation up to where it answers, and its answer came back."""
     tokenizer = seen["tokenizer"]
@@ -337,26 +424,33 @@ def check_chat(seen: dict, final: Path) -> None:
 # --- the model -----------------------------------------------------------------------------------
 
 
+def check_first_adapter(seen: dict) -> None:
+    import torch
+    from transformers import set_seed
+
+    from sft.adapter import add_adapter
+    from sft.config import load_config
+    from sft.model import load_model
+
+    args, training_args = load_config(["--use_cpu=true", f"--base_model_path={TWIN}"])
+    set_seed(training_args.seed)
+    again = add_adapter(load_model(args), args).state_dict()
+    for name, tensor in seen["before"].items():
+        if ".lora_A." in name:
+            assert torch.equal(tensor, again[name]), "the adapter does not begin with the seed"
+
+
 def check_loading(answers: dict, seen: dict) -> None:
     """Base model, tokenizer and adapter, loaded with other values, are as those say."""
     import torch
     from accelerate import PartialState
-    from transformers import set_seed
 
     from sft.adapter import add_adapter
     from sft.config import load_config
     from sft.model import load_model, load_tokenizer
     from sft.stop_tokens import stop_at, stop_tokens
 
-    args, training_args = load_config(["--use_cpu=true", f"--base_model_path={TWIN}"])
-    if answers["lora_targets"] != "full":
-        check_adapter(seen["model"], args)
-        set_seed(training_args.seed)
-        again = add_adapter(load_model(args), args).state_dict()
-        for name, tensor in seen["before"].items():
-            if ".lora_A." in name:
-                assert torch.equal(tensor, again[name]), "the adapter does not begin with the seed"
-
+    args, _ = load_config(["--use_cpu=true", f"--base_model_path={TWIN}"])
     other = replace(args, attn_implementation="eager", revision="other")
     model = load_model(other, torch.bfloat16)
     load_tokenizer(TWIN, "other")

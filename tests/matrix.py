@@ -14,11 +14,13 @@ import itertools
 import json
 import multiprocessing
 import os
+import runpy
 import shutil
 import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import connection
 from pathlib import Path
@@ -26,7 +28,7 @@ from pathlib import Path
 from live_objects import check_live_objects, watch
 from rendering import check_render
 
-from conftest import PRELOAD, combinations
+from conftest import PRELOAD, combinations, started
 
 TESTS = Path(__file__).resolve().parent
 FORK = multiprocessing.get_context("fork")
@@ -86,7 +88,7 @@ def pairwise(every: list[dict]) -> list[dict]:
 
 def run_all(chosen: list[dict], template: Path, stop: bool) -> list[tuple[dict, str]]:
     """Run them side by side, with a line of progress; returns what failed, and why."""
-    warm_up()
+    warm_up(chosen, template)
     waiting, running, failed, done = list(reversed(chosen)), {}, [], 0
     began, terminal = time.monotonic(), sys.stdout.isatty()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,24 +116,45 @@ def run_all(chosen: list[dict], template: Path, stop: bool) -> list[tuple[dict, 
     return failed
 
 
-def warm_up() -> None:
-    """Import once what all processes need, and spare their garbage collectors to look at it."""
+def warm_up(chosen: list[dict], template: Path) -> None:
+    """Do once what all processes need, and spare their garbage collectors to look at it."""
     for name in PRELOAD:
         import_module(name)
+    import yaml
+    from cookiecutter import hooks
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("llama")  # builds a table for all models
+    yaml.SafeLoader = yaml.CSafeLoader  # reads the same, ten times as fast
+    hooks.run_script = lambda *_: None
+    for answers in {answer: one for one in chosen for answer in one.values()}.values():
+        with tempfile.TemporaryDirectory() as home, suppress(AssertionError):
+            bake(answers, Path(home), template)  # for Jinja's sake; a failure is reported later
+    hooks.run_script = run_hook
     gc.collect()
     gc.freeze()
+
+
+def run_hook(script: str, cwd: str = ".") -> None:
+    """As cookiecutter runs it, but forked from a process that has its libraries."""
+    from cookiecutter.exceptions import FailedHookException
+
+    def run() -> None:
+        os.chdir(cwd)
+        sys.path[0] = str(Path(script).parent)
+        runpy.run_path(script, run_name="__main__")
+
+    child = FORK.Process(target=run)
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise FailedHookException(f"Hook script failed (exit status: {child.exitcode})")
 
 
 def start(answers: dict, folder: Path, template: Path) -> tuple:
     """A process for that combination, by the end of its pipe."""
     home = Path(tempfile.mkdtemp(dir=folder))
-    receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=report_to, args=(sender, answers, home, template))
-    child.start()
-    sender.close()
+    receiver, child = started(FORK, report_to, answers, home, template)
     return receiver, (answers, child, home)
 
 
@@ -166,7 +189,7 @@ def run_one(answers: dict, home: Path, template: Path) -> None:
     os.environ["HF_DATASETS_CACHE"] = str(home / "cache")
     os.chdir(project)
     sys.path.insert(0, str(project))
-    train_and_look(answers)
+    train_and_look(answers, home.parent)
     times.append(time.monotonic())
     if os.environ.get("MATRIX_TIMES"):
         with open(os.environ["MATRIX_TIMES"], "a") as file:
@@ -192,7 +215,7 @@ def bake(answers: dict, home: Path, template: Path) -> Path:
     return Path(result.project_path)
 
 
-def train_and_look(answers: dict) -> None:
+def train_and_look(answers: dict, notes: Path) -> None:
     import train
 
     seen = {}
@@ -240,7 +263,7 @@ def train_and_look(answers: dict) -> None:
     for entry in logs:
         assert 0 < entry["grad_norm"] < float("inf") and 0 < entry["loss"] < 20, entry
     check_reload(final, seen)
-    check_live_objects(answers, seen, final)
+    check_live_objects(answers, seen, final, notes)
 
 
 def linear_classes(model) -> dict[str, str]:

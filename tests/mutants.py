@@ -46,7 +46,7 @@ import matrix
 import yaml
 from faults import Fault, all_faults
 
-from conftest import MENUS, PROJECT, is_valid
+from conftest import MENUS, PROJECT, is_valid, started
 
 TESTS = Path(__file__).resolve().parent
 TEMPLATE = TESTS.parent
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="list the faults and stop")
     parser.add_argument("--fresh", action="store_true", help="forget what was found before")
     options = parser.parse_args()
-    matrix.warm_up()
+    matrix.warm_up(candidates(), TEMPLATE)
     KEPT.mkdir(exist_ok=True)
     if options.fresh:
         (KEPT / "results.jsonl").unlink(missing_ok=True)
@@ -239,21 +239,13 @@ def copy_of_template(home: Path, broken: dict[str, str]) -> Path:
 
 def forked(function, *args, log, limit: float = LIMIT) -> tuple[bool, object]:
     """`(True, value)` of `function(*args)` in a process of its own, or `(False, why not)`."""
-    receiver, child = start(function, *args, log=log)
+    receiver, child = started(FORK, answer, log, function, args)
     try:
         return receiver.recv() if receiver.poll(limit) else (False, f"nothing after {limit} s")
     except EOFError:
         return False, "the process died"
     finally:
         end(child)
-
-
-def start(function, *args, log) -> tuple:
-    receiver, sender = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=answer, args=(sender, log, function, args))
-    child.start()
-    sender.close()
-    return receiver, child
 
 
 def end(child) -> None:
@@ -300,7 +292,8 @@ def in_project_tests(answers: dict, home: Path, template: Path) -> None:
     os.chdir(project)
     sys.path.insert(0, str(project))
     forget_our_modules()
-    words = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cookies"]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    words = ["-q", "-x", "-p", "no:cacheprovider"]
     seen = Failures()
     assert pytest.main(words, plugins=[seen]) == 0, seen.first
 
@@ -596,7 +589,9 @@ def side_by_side(jobs: list[tuple], limit: float = (len(STAGES) + 1) * LIMIT) ->
                 while waiting and len(running) < (os.cpu_count() or 1):
                     what, function, args = waiting.pop()
                     home = Path(tempfile.mkdtemp(dir=folder))
-                    receiver, child = start(function, *args, home, TEMPLATE, log=home / "log")
+                    receiver, child = started(
+                        FORK, answer, home / "log", function, (*args, home, TEMPLATE)
+                    )
                     running[receiver] = what, child, home, time.monotonic() + limit
                 ready = set(connection.wait(running, timeout=5))
                 late = {one for one, job in running.items() if time.monotonic() > job[3]}

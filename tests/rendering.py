@@ -46,8 +46,13 @@ FOREIGN = {
 }
 # what may speak of every answer: the record of all of them, and what works on any conversation
 GENERAL = r"answers\.json|sft/mask/.*|tests/(oracle|test_mask)\.py"
-# being rewritten, and to be held to this as well
-NOT_YET = r"vram\.py|sft/(memory|count|machine)\.py"
+# phrases of a file that may: what they say holds for every answer, but for the lesson's
+ALLOWED = {
+    "vram.py": r"(?i)weights in 4 bits|4-bit numbers|every weight",  # --lesson compares with them
+    "sft/count.py": r"\"lora_\" in name|peft casts LoRA's inputs",  # where there is an adapter
+    "sft/memory.py": r"\"lora_alpha\"|8 bits to help",  # a key that is no size; of the optimizer
+    "sft/machine.py": r"8 bits change|8-bit optimizer",  # of the optimizer
+}
 
 
 def expected_files(answers: dict) -> set[str]:
@@ -69,7 +74,8 @@ def check_foreign(contents: dict[str, str], answers: dict) -> None:
         if answer not in chosen and answers[prompt] in MENUS[prompt]  # a dummy may share words
     ]
     for name, text in contents.items():
-        if not re.fullmatch(f"{GENERAL}|{NOT_YET}", name):
+        if not re.fullmatch(GENERAL, name):
+            text = re.sub(ALLOWED.get(name, r"(?!)"), "", text)
             for answer, word in words:
                 found = word.search(text)
                 line = found and text[: found.start()].count("\n") + 1
@@ -87,9 +93,9 @@ def check_render(project: Path, answers: dict, seen: Path) -> None:
     expected = expected_files(answers)
     assert files.keys() == expected, f"unlike expected: {sorted(files.keys() ^ expected)}"
     contents = {name: path.read_bytes() for name, path in files.items()}
-    settings = contents["pyproject.toml"]
+    settings = tomllib.loads(contents["pyproject.toml"].decode("utf-8"))["tool"]["ruff"]
     notes = {
-        name: seen / hashlib.sha256(name.encode() + content + settings).hexdigest()
+        name: seen / hashlib.sha256(name.encode() + content + repr(settings).encode()).hexdigest()
         for name, content in contents.items()
     }
     new = [name for name in files if not notes[name].exists()]

@@ -82,7 +82,7 @@ def run_and_look(counts_anew: bool) -> dict:
 
     train.add_adapter, train.show_summary = looking, counting
     words = [] if counts_anew else ["-k", "not libraries_of_today"]
-    seen["pytest"] = int(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *words]))
+    seen["pytest"] = int(pytest.main(["-q", "-p", "no:cacheprovider", *words]))
     return seen
 
 

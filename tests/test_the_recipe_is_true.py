@@ -181,7 +181,7 @@ def test_the_tests_of_a_project_with_new_answers_pass(template):
 
 
 def its_own_tests() -> int:
-    return int(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]))
+    return int(pytest.main(["-q", "-p", "no:cacheprovider"]))
 
 
 @pytest.mark.parametrize("prompt", DUMMIES)
