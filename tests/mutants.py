@@ -25,6 +25,7 @@ import difflib
 import gc
 import hashlib
 import json
+import marshal
 import multiprocessing
 import os
 import random
@@ -36,7 +37,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from multiprocessing import connection
@@ -342,11 +343,28 @@ class Failures:
             self.first = f"{report.nodeid} cannot be collected"
 
 
+STARTED = """
+import atexit, cProfile, os, time
+profile = cProfile.Profile()
+note = os.path.join({notes!r}, f"{{os.getpid()}}.{{time.time_ns()}}.stats")
+atexit.register(lambda: profile.dump_stats(note))
+profile.enable()
+"""
+
+
 class Recorder(Failures):
-    """Which functions of a generated project each test runs, in how many CPU seconds."""
+    """Which functions of a generated project each test runs, in how many CPU seconds.
+
+    Scripts that a test starts as commands count as well: each Python records itself.
+    """
 
     def __init__(self, home: Path, files: dict[str, str]):
-        self.home, self.files, self.seen = home, files, {}
+        self.home, self.files, self.seen = home / "notes", files, {}
+        self.home.mkdir()
+        (home / "site").mkdir()
+        code = STARTED.format(notes=str(self.home))
+        (home / "site" / "sitecustomize.py").write_text(code)
+        os.environ["PYTHONPATH"] = str(home / "site")
 
     def pytest_collection_finish(self, session):
         super().pytest_collection_finish(session)
@@ -368,7 +386,10 @@ class Recorder(Failures):
         self.profile.disable()
         functions = functions_of(self.profile, self.files)
         for note in self.home.iterdir():
-            functions |= {tuple(pair) for pair in json.loads(note.read_text())}
+            if note.suffix == ".stats":
+                functions |= in_template(marshal.loads(note.read_bytes()), self.files)
+            else:
+                functions |= {tuple(pair) for pair in json.loads(note.read_text())}
             note.unlink()
         entry = self.seen.setdefault(nodeid, {"passed": True})
         entry |= {"seconds": sum(os.times()[:4]) - self.began, "functions": sorted(functions)}
@@ -396,15 +417,20 @@ class recorded:
 
 def functions_of(profile: cProfile.Profile, files: dict[str, str]) -> set[tuple[str, int]]:
     """File in the template and first line of what ran there; line 0 is the module itself."""
+    codes = [entry.code for entry in profile.getstats() if not isinstance(entry.code, str)]
+    return in_template(
+        [(code.co_filename, code.co_firstlineno, code.co_name) for code in codes], files
+    )
+
+
+def in_template(places: Iterable[tuple], files: dict[str, str]) -> set[tuple[str, int]]:
+    """The same for (file, line, name) of functions anywhere."""
     found = set()
-    for entry in profile.getstats():
-        code = entry.code
-        if isinstance(code, str) or not code.co_filename.endswith(".py"):
-            continue
-        file, before = template_file(code.co_filename, tuple(files.items()))
-        if file:
-            line = 0 if code.co_name == "<module>" else code.co_firstlineno - before
-            found.add((file, line))
+    for path, line, name in places:
+        if path.endswith(".py"):
+            file, before = template_file(path, tuple(files.items()))
+            if file:
+                found.add((file, 0 if name == "<module>" else line - before))
     return found
 
 
@@ -426,14 +452,13 @@ def record(test_file: str, home: Path, template: Path) -> dict:
 
     os.chdir(copy_of_template(home, {}))
     forget_our_modules()
-    (home / "notes").mkdir()
     files = {}
     for folder in ("templates", PROJECT.name):
         for path in (TEMPLATE / folder).rglob("*.py*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 name = path.relative_to(TEMPLATE).as_posix()
                 files[path.read_text(encoding="utf-8").strip()] = name
-    recorder = Recorder(home / "notes", files)
+    recorder = Recorder(home, files)
     pytest.main([*pytest_words(home), f"tests/{test_file}"], plugins=[recorder])
     return recorder.seen
 
