@@ -74,6 +74,16 @@ def test_a_reply_may_read_like_what_the_template_writes_around_it(project):
     assert learnt == [f"{start}<|end|>", f"{start}</s>"]
 
 
+def test_a_turn_that_ends_in_several_control_tokens_ends_at_eos(project):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>"
+        "{{ '</s>' if m.role == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    learnt = in_project(project, with_options, template, TWO_TURNS, {})
+    assert learnt == ["Hello<|end|></s>", "Me<|end|></s>"]
+
+
 def test_a_reply_may_go_on_like_what_the_template_begins_it_with(project):
     template = (
         "{% for m in messages %}<|{{ m.role }}|>"

@@ -1,6 +1,7 @@
 """Memory: kept counts are those of today, near the old formula and real GPUs; advice holds."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -286,6 +287,12 @@ def test_the_peak_is_made_of_named_parts(project):
         "base weights, 4 bits", "base weights, 16 bits", "quantization scales", "adapter",
         "optimizer state", "gradients", "activations kept", "logits and loss", "buffers",
     }  # fmt: skip
+
+
+def test_the_largest_part_comes_first(project):
+    said = vram(project).partition("What the peak is made of")[2].partition("peak ")[0]
+    sizes = [float(size) for size in re.findall(r" (\d+\.\d) ", said)]
+    assert len(sizes) > 5 and sizes == sorted(sizes, reverse=True)
 
 
 def test_the_largest_that_fits_fits_and_one_more_does_not(project):

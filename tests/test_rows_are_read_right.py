@@ -389,3 +389,5 @@ def test_the_preview_shows_what_is_trained_on_and_what_is_skipped(project, tmp_p
     assert '<i class="on"' in page and "<script" not in page and "🎉" in page
     assert "row 7 is skipped: empty reply" in page and "trained on" in page
     assert "http" not in page  # nothing is fetched
+    before, _, own = page.partition("row 11 is skipped: ")
+    assert "forged" in own and "forged" not in before  # each with its own columns
