@@ -160,6 +160,7 @@ def start(answers: dict, folder: Path, template: Path) -> tuple:
 
 def report_to(sender, answers: dict, home: Path, template: Path) -> None:
     gc.unfreeze = lambda: None  # what sft/examples.py unfreezes would include all that we froze
+    gc.disable()  # it ends before it has much to collect
     log = home / "log"
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1), os.dup2(file, 2)
