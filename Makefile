@@ -1,5 +1,5 @@
 # make demo: a project from the defaults, trained for a few steps.
-# make quick: few combinations of answers, which hold every pair.   make test: everything is tested.
+# make quick: few combinations, in which every pair of answers occurs.   make test: everything is tested.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -24,13 +24,13 @@ def both_ways(normalizer: str | None) -> dict:
     tokenizer = build_tokenizer()
     if normalizer:
         tokenizer.backend_tokenizer.normalizer = getattr(normalizers, normalizer)()
-    quick, careful = mask.Vocabulary(tokenizer), mask.Vocabulary(tokenizer)
+    quick, careful = (mask.Settings(tokenizer, "all", "refuse") for _ in range(2))
     assert quick.widths is not None
     careful.widths = None
 
-    def tokens_of(text: str, span: tuple, vocabulary) -> tuple:
+    def tokens_of(text: str, span: tuple, how) -> tuple:
         row = mask.Row([], text=text, replies=[span])
-        mask.tokenize([row], mask.Settings(vocabulary, "all", "refuse"))
+        mask.tokenize([row], how)
         return row.ids, row.spans
 
     seen = {"spans": 0, "by width": 0}
@@ -66,7 +66,7 @@ def other_tokenizers() -> bool:
 
     words = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    return mask.vocabulary._widths(PreTrainedTokenizerFast(tokenizer_object=words)) is None
+    return mask.conversation._widths(PreTrainedTokenizerFast(tokenizer_object=words)) is None
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_asked(project):

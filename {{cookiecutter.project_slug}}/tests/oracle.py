@@ -27,10 +27,8 @@ def judge(messages: list[dict], example: dict, tokenizer, turns: str) -> str | N
     ids, labels = encoded["input_ids"], example["labels"]
     if example["input_ids"] not in (ids, [*ids, tokenizer.eos_token_id]):
         return "the ids are not those of the template's text"
-    if any(
-        label not in (-100, token)
-        for token, label in zip(example["input_ids"], labels, strict=True)
-    ):
+    pairs = zip(labels, example["input_ids"], strict=True)
+    if any(label not in (-100, token) for label, token in pairs):
         return "a label is another token than its own"
     for (start, end), label in zip(encoded["offset_mapping"], labels, strict=False):
         kinds = set(classes[start:end])

@@ -12,31 +12,28 @@ real text is tokenized once, and the replies' characters are turned into tokens.
 Where any of this fails, a `MaskError` says why: a mask is right, or there is none.
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask.control_tokens import hide_forged
-from sft.mask.conversation import MaskError, Row, check
+from sft.mask.checks import check_messages, check_text, hide_forged
+from sft.mask.conversation import MaskError, Row, Settings
 from sft.mask.end_of_turn import end_turns
-from sft.mask.rendering import check_text, locate, render_texts
+from sft.mask.replies import locate
 from sft.mask.shorten import shorten
 from sft.mask.tokens import label, tokenize
-from sft.mask.vocabulary import Settings, Vocabulary
 
 __all__ = ["MaskError", "encode", "encode_batch"]
 
 STEPS = (
-    check,  # is the conversation sound, and which replies are trained on
-    render_texts,  # the text that the chat template writes
-    check_text,  # is every message in it
+    check_messages,  # is the conversation sound, and which replies are trained on
+    check_text,  # the text that the chat template writes: is every message in it
     hide_forged,  # control tokens in the row's own words: refused, or hidden
     locate,  # the replies in the text: after their prompts, or where markers were
     end_turns,  # what ends each reply
     tokenize,  # text to ids, replies to spans of ids
     label,  # spans to labels
 )
-FOR_ALL_ROWS = (render_texts, tokenize)  # one call for many texts takes less time
 
 
 def encode(
@@ -82,37 +79,36 @@ def encode_batch(
 ) -> list[dict | ValueError]:
     """What `encode` returns or raises for each conversation; a ValueError among them stays one."""
     changing = (str(tokenizer.chat_template), tokenizer.eos_token, len(tokenizer))
-    settings = Settings(_vocabulary(tokenizer, *changing), turns, control_tokens)
-    rows = [
-        Row([], error=messages) if isinstance(messages, ValueError) else Row(messages)
-        for messages in conversations
-    ]
-    _run_steps(rows, settings)
-    examples = []
-    for row in rows:
-        is_long = row.error is None and max_length is not None and len(row.ids) > max_length
-        if is_long:
-            run_steps = partial(_run_steps, settings=settings)
-            row = shorten(row, max_length, truncation_mode, run_steps, tokenizer)
-        example = {"input_ids": row.ids, "labels": row.labels, "shortened": is_long}
-        examples.append(row.error or example)
-    return examples
+    settings = _settings(tokenizer, turns, control_tokens, *changing)
 
-
-def _run_steps(rows: list[Row], settings: Settings) -> None:
-    """Takes the rows through all steps; one with an error goes no further."""
-    for step in STEPS:
-        if step in FOR_ALL_ROWS:
-            step([row for row in rows if row.error is None], settings)
-            continue
-        for row in rows:
-            if row.error is None:
+    def mask(rows: list[Row]) -> None:
+        """Takes the rows through all steps; one with an error goes no further."""
+        for step in STEPS:
+            left = [row for row in rows if row.error is None]
+            if step is tokenize:  # one call for many texts takes less time
+                tokenize(left, settings)
+                continue
+            for row in left:
                 try:
                     step(row, settings)
                 except ValueError as error:
                     row.error = error
 
+    rows = [
+        Row([], error=messages) if isinstance(messages, ValueError) else Row(messages)
+        for messages in conversations
+    ]
+    mask(rows)
+    examples = []
+    for row in rows:
+        is_long = row.error is None and max_length is not None and len(row.ids) > max_length
+        if is_long:
+            row = shorten(row, max_length, truncation_mode, mask, tokenizer)
+        example = {"input_ids": row.ids, "labels": row.labels, "shortened": is_long}
+        examples.append(row.error or example)
+    return examples
 
-@lru_cache(maxsize=4)  # to read a vocabulary takes longer than to mask a batch
-def _vocabulary(tokenizer: Tokenizer, *what_may_change) -> Vocabulary:
-    return Vocabulary(tokenizer)
+
+@lru_cache(maxsize=4)  # to read a tokenizer's control tokens takes longer than to mask a row
+def _settings(tokenizer: Tokenizer, turns: str, control: str, *what_may_change) -> Settings:
+    return Settings(tokenizer, turns, control)

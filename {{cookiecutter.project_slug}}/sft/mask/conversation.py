@@ -1,12 +1,15 @@
-"""A conversation on its way to labels, and whether it can be trained on at all."""
+"""What every step of masking works on: a conversation, and what is known of its tokenizer."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sft.mask.vocabulary import Settings, Span
+from tokenizers.decoders import ByteLevel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 INSTRUCTIONS = ("system", "developer")
-ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
+UNUSED = "\ue000"  # from Unicode's private use area: it means nothing to any template
+Span = tuple[int, int]  # first character or token, end
 
 
 class MaskError(ValueError):
@@ -36,36 +39,46 @@ class Row:
     labels: Sequence[int] = ()
 
 
-def check(row: Row, settings: Settings) -> None:
-    """Cuts the conversation after its last reply, and says which replies are trained on.
+class Settings:
+    """The tokenizer with its control tokens, such as <|im_end|>, and two options of `encode`."""
 
-    Raises:
-        MaskError: a message without known role or text, a reply that calls tools, or no reply.
-    """
-    for number, message in enumerate(row.messages, start=1):
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
-            raise MaskError("unknown role", detail)
-        if role == "assistant" and message.get("tool_calls"):
-            continue
-        if not isinstance(content, str):
-            kind = "null" if content is None else type(content).__name__
-            raise MaskError("content that is not text", f"message {number} holds {kind}")
-        if not content.strip():
-            kind = "empty reply" if role == "assistant" else "empty message"
-            raise MaskError(kind, f"message {number}")
-    replies = weighted_replies(row.messages)
-    if not replies:
-        raise MaskError("no assistant turn to train on")
-    row.trained = replies if settings.turns == "all" else replies[-1:]
-    for at in row.trained:
-        if row.messages[at].get("tool_calls"):
-            detail = f"message {at + 1}; only text is trained on"
-            raise MaskError("a reply that calls tools", detail)
-        if not row.messages[at]["content"].rpartition("</think>")[2].strip():
-            raise MaskError("empty reply", f"message {at + 1}")
-    row.messages = row.messages[: replies[-1] + 1]
+    def __init__(self, tokenizer: Tokenizer, turns: str, control_tokens: str):
+        self.tokenizer, self.turns, self.control_tokens = tokenizer, turns, control_tokens
+        self.eos = tokenizer.eos_token
+        added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()}
+        self.control_ids = {*added, tokenizer.eos_token_id}
+        names = {token.content for token in added.values()}
+        self.control = _any_of(names)
+        one = self.control.pattern
+        self.control_run = re.compile(rf"(\s*(?:{one}))(?:\s*(?:{one}))*")
+        chat = [{"role": role, "content": UNUSED} for role in ("user", "assistant", "user")]
+        try:
+            headers = tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # templates raise what they like
+            headers = ""
+        flagged = {token.content for token in added.values() if token.special}
+        # others are not flagged, such as DeepSeek's <｜User｜>, but the template writes them;
+        # thoughts a reply may write, too
+        written = {name for name in names if name in headers and "think" not in name}
+        self.special = _any_of({*flagged, *tokenizer.all_special_tokens, *written})
+        self.widths = _widths(tokenizer)
+
+
+def _any_of(words: set[str]) -> re.Pattern:
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing
+
+
+def _widths(tokenizer: Tokenizer) -> list[int] | None:
+    """The bytes of each token by its id; None if the tokenizer is not byte-level."""
+    if not isinstance(tokenizer.backend_tokenizer.decoder, ByteLevel):
+        return None
+    widths = {number: len(name) for name, number in tokenizer.get_vocab().items()}  # 1 a byte
+    for number, token in tokenizer.added_tokens_decoder.items():
+        widths[number] = len(token.content.encode())
+    return [widths.get(number, 0) for number in range(max(widths) + 1)]
 
 
 def weighted_replies(messages: list[dict]) -> list[int]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.mask.conversation import MaskError, Row, after_instructions, weighted_replies
 
 
-def shorten(row: Row, max_length: int, mode: str, run_steps: Callable, tokenizer) -> Row:
+def shorten(row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tokenizer) -> Row:
     """The longest shorter row of at most `max_length` tokens, or one with an error.
 
     What is left and cannot be masked counts as too long.
@@ -20,27 +20,26 @@ def shorten(row: Row, max_length: int, mode: str, run_steps: Callable, tokenizer
     Args:
         row: masked, and too long.
         mode: the `truncation_mode` of `sft.mask.encode`.
-        run_steps: masks a list of rows.
+        mask: masks a list of rows.
     """
-    length, density = len(row.ids), len(row.ids) / _size(row.messages)
+    length = len(row.ids)
     shorter = [Row(messages) for messages in _without_turns(row.messages, mode)]
 
     def fits(number: int) -> bool:
-        run_steps([shorter[number]])
+        mask([shorter[number]])
         return shorter[number].error is None and len(shorter[number].ids) <= max_length
 
-    most = max_length / density  # characters that should fit
+    most = _size(row.messages) * max_length / length  # characters that should fit
     guess = bisect_left(shorter, True, key=lambda one: _size(one.messages) <= most)
     number = _first(len(shorter), guess, fits)
-    if number < len(shorter):
-        return shorter[number]
-    row = shorter[-1] if shorter else row
+    if shorter:
+        row = shorter[min(number, len(shorter) - 1)]
     while row.error is None and len(row.ids) > max_length:
         excess = len(row.ids) - max_length
         left = _without_start(row.messages, excess, tokenizer) if mode == "truncate_prompt" else []
         if left:
             row = Row(left)
-            run_steps([row])
+            mask([row])
         else:
             detail = f"{length} tokens, {max_length} allowed"
             row.error = MaskError("longer than max_length", detail)

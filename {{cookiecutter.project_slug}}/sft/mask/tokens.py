@@ -1,51 +1,49 @@
 """Text to tokens, and which of them a span of the text became.
 
-A tokenizer can say which characters each token is for, but that takes a quarter of its time. Most
-are byte-level: their tokens, end to end, are the bytes of the text, so that the widths of the
-tokens say the same. Where these do not lead to just the borders of a span, we use its offsets.
+A tokenizer can say which characters each token is for, but that takes a tenth of its time. Most are
+byte-level: their tokens, end to end, are the bytes of the text, so that the widths of the tokens
+say the same. Where these do not lead to just the borders of a span, we use its offsets.
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 
-from sft.mask.conversation import MaskError, Row
-from sft.mask.vocabulary import Settings, Span, Vocabulary
+from sft.mask.conversation import MaskError, Row, Settings, Span
 
 
 def tokenize(rows: list[Row], settings: Settings) -> None:
-    """Tokenizes the texts, and finds the tokens of each reply."""
-    vocabulary = settings.vocabulary
-    vocabulary.tokenizer("", add_special_tokens=False)  # sets its backend to neither cut nor pad
-    backend = vocabulary.tokenizer.backend_tokenizer
-    # tokens are bytes of this very text unless a normalizer rewrites it
-    is_plain = vocabulary.widths is not None and backend.normalizer is None
-    quick = [r for r in rows if is_plain or vocabulary.widths is not None and r.text.isascii()]
-    encodings = backend.encode_batch_fast([r.text for r in quick], add_special_tokens=False)
-    for row, encoding in zip(quick, encodings, strict=True):
-        row.ids = encoding.ids
-        row.spans = _by_width(row, vocabulary.widths)
+    """Tokenizes the texts, many in a call, and finds the tokens of each reply."""
+    settings.tokenizer("", add_special_tokens=False)  # sets its backend to neither cut nor pad
+    backend = settings.tokenizer.backend_tokenizer
+    if settings.widths:  # tokens are bytes of this very text unless a normalizer rewrites it
+        quick = [row for row in rows if backend.normalizer is None or row.text.isascii()]
+        texts = [row.text for row in quick]
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        for row, encoding in zip(quick, encodings, strict=True):
+            row.ids = encoding.ids
+            row.spans = _by_width(row, settings.widths)
     rest = [row for row in rows if row.spans is None]
     encodings = backend.encode_batch([row.text for row in rest], add_special_tokens=False)
     for row, encoding in zip(rest, encodings, strict=True):
         row.ids = encoding.ids
-        row.spans = _by_offset(row, encoding.token_to_chars, vocabulary)
+        row.spans = _by_offset(row, encoding.token_to_chars, settings)
 
 
 def _by_width(row: Row, widths: list[int]) -> list[Span] | None:
     """The tokens of each reply; None where a border is none between tokens."""
-    ends = [0, *accumulate(map(widths.__getitem__, row.ids))]  # in bytes
-    borders = [0, *(border for span in row.replies for border in span), len(row.text)]
+    ends = list(accumulate(map(widths.__getitem__, row.ids), initial=0))  # in bytes
+    borders = [*(border for span in row.replies for border in span), len(row.text)]
     if not row.text.isascii():
-        pieces = [len(row.text[start:stop].encode()) for start, stop in pairwise(borders)]
-        borders = [0, *accumulate(pieces)]
+        borders = [len(row.text[:border].encode()) for border in borders]
     tokens = [bisect_left(ends, border) for border in borders]  # that begin there
     if borders[-1] != ends[-1] or [ends[token] for token in tokens] != borders:
         return None
-    return list(zip(tokens[1:-1:2], tokens[2:-1:2], strict=True))
+    return list(zip(tokens[:-1:2], tokens[1:-1:2], strict=True))
 
 
-def _by_offset(row: Row, place, vocabulary: Vocabulary) -> list[Span]:
-    """The tokens of each reply; `place` has the (first character, end) of a token.
+def _by_offset(row: Row, place: Callable[[int], Span], settings: Settings) -> list[Span]:
+    """The tokens of each reply; `place` has the characters of a token.
 
     A token across the border belongs to the reply, unless it is a control token.
     """
@@ -53,7 +51,7 @@ def _by_offset(row: Row, place, vocabulary: Vocabulary) -> list[Span]:
     for start, stop in row.replies:
         first = bisect_right(numbers, start, key=lambda token: place(token)[1])
         end = bisect_left(numbers, stop, key=lambda token: place(token)[0])
-        if first < end and place(first)[0] < start and row.ids[first] in vocabulary.control_ids:
+        if first < end and place(first)[0] < start and row.ids[first] in settings.control_ids:
             first += 1
         found.append((first, end))
     return found
@@ -65,23 +63,22 @@ def label(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: no token says that the last reply ends.
     """
-    vocabulary = settings.vocabulary
     if row.forged:
-        row.ids, offsets = _tokenize_escaped(row, vocabulary)
-        row.spans = _by_offset(row, offsets.__getitem__, vocabulary)
+        row.ids, offsets = _tokenize_escaped(row, settings)
+        row.spans = _by_offset(row, offsets.__getitem__, settings)
     row.labels = [-100] * len(row.ids)
     for first, end in row.spans:
         row.labels[first:end] = row.ids[first:end]
     if not row.is_ended:  # the model would never learn to stop
-        if vocabulary.eos is None:
+        if settings.eos is None:
             raise MaskError("no end-of-turn token", "neither template nor tokenizer has one")
-        row.ids.append(vocabulary.eos_id)
-        row.labels.append(vocabulary.eos_id)
-    if next(token for token in reversed(row.labels) if token != -100) not in vocabulary.control_ids:
+        row.ids.append(settings.tokenizer.eos_token_id)
+        row.labels.append(settings.tokenizer.eos_token_id)
+    if next(token for token in reversed(row.labels) if token != -100) not in settings.control_ids:
         raise MaskError("no end-of-turn token", "the tokenizer takes it for plain text")
 
 
-def _tokenize_escaped(row: Row, vocabulary: Vocabulary) -> tuple[list[int], list[Span]]:
+def _tokenize_escaped(row: Row, settings: Settings) -> tuple[list[int], list[Span]]:
     """Ids and offsets of the text, with what is forged spelled out in ordinary tokens.
 
     Raises:
@@ -90,7 +87,7 @@ def _tokenize_escaped(row: Row, vocabulary: Vocabulary) -> tuple[list[int], list
 
     def tokens(text: str, is_forged: bool) -> tuple[list[int], list[Span]]:
         options = {"add_special_tokens": False, "return_offsets_mapping": True}
-        encoded = vocabulary.tokenizer(text, split_special_tokens=is_forged, **options)
+        encoded = settings.tokenizer(text, split_special_tokens=is_forged, **options)
         return encoded["input_ids"], encoded["offset_mapping"]
 
     newline = tokens("\n", False)[0]
@@ -105,8 +102,8 @@ def _tokenize_escaped(row: Row, vocabulary: Vocabulary) -> tuple[list[int], list
             offsets = [(left - 1, right - 1) for left, right in offsets]
         else:
             ids, offsets = tokens(text, is_forged)
-        is_spelt = vocabulary.control_ids.isdisjoint(ids)
-        if is_forged and not (is_spelt and vocabulary.tokenizer.decode(ids) == text):
+        is_spelt = settings.control_ids.isdisjoint(ids)
+        if is_forged and not (is_spelt and settings.tokenizer.decode(ids) == text):
             detail = f"the tokenizer cannot spell out {text!r}"
             raise MaskError("control token in the text", detail)
         all_ids += ids

@@ -1,77 +1,28 @@
-"""What the chat template writes: does it hold every message, and where are the replies.
+"""Where the replies are in the text that the chat template writes.
 
 A reply begins where the generation prompt ends, which inference supplies. What it does not supply
 is trained on, such as the empty thought that a template writes before an answer without one.
 """
 
-import json
 import re
+from os.path import commonprefix
 
-from transformers import PreTrainedTokenizerBase as Tokenizer
-
-from sft.mask.conversation import MaskError, Row, after_instructions
-from sft.mask.vocabulary import Settings
+from sft.mask.conversation import MaskError, Row, Settings, after_instructions
 
 MARKER = re.compile("\u2060\\d+\u2060")
 SPACES = re.compile(r"\s*")
 
 
-def render(conversations: list[list[dict]], tokenizer: Tokenizer, **kwargs) -> list[str]:
+def render(conversations: list[list[dict]], settings: Settings, **kwargs) -> list[str]:
     """The texts that the chat template writes.
 
     Raises:
         MaskError: the template refuses one of them, in its own words.
     """
     try:
-        return tokenizer.apply_chat_template(conversations, tokenize=False, **kwargs)
+        return settings.tokenizer.apply_chat_template(conversations, tokenize=False, **kwargs)
     except Exception as error:  # templates raise what they like
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
-
-
-def render_texts(rows: list[Row], settings: Settings) -> None:
-    """Renders the conversations in one call; where one is refused, in halves."""
-    conversations = [row.messages for row in rows]
-    try:
-        texts = render(conversations, settings.vocabulary.tokenizer) if rows else []
-    except MaskError as error:
-        if len(rows) == 1:
-            rows[0].error = error
-            return
-        half = len(rows) // 2
-        render_texts(rows[:half], settings)
-        render_texts(rows[half:], settings)
-    else:
-        for row, text in zip(rows, texts, strict=True):
-            row.text = text
-
-
-def check_text(row: Row, settings: Settings) -> None:
-    """Checks that each message is in the text: templates drop roles that they do not know.
-
-    Raises:
-        MaskError: what a message says is not in the text.
-    """
-    contents = (message.get("content") for message in row.messages)
-    said = "\n".join(content for content in contents if isinstance(content, str))
-    unclear, lost = [], []
-    for at, message in enumerate(row.messages):
-        if message["role"] == "assistant":
-            continue
-        words = message["content"].strip()
-        forms = {words}
-        if message["role"] == "tool":  # what tools answer is often written as JSON
-            forms |= {json.dumps(words, ensure_ascii=flag)[1:-1] for flag in (False, True)}
-        times = sum(map(row.text.count, forms))
-        if times == 0:
-            lost.append(at)
-        elif times > 1 or said.count(words) > 1:
-            unclear.append(at)  # the words may be there for another message
-    if unclear:
-        (marked,) = render([mark(row.messages, unclear)], settings.vocabulary.tokenizer)
-        lost += [at for at in unclear if marker(at) not in marked]
-    if lost:
-        detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
-        raise MaskError("the chat template drops a message", detail)
 
 
 def locate(row: Row, settings: Settings) -> None:
@@ -80,33 +31,21 @@ def locate(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: the template makes something else of a reply, or drops its thought.
     """
-    messages, tokenizer = row.safe_messages, settings.vocabulary.tokenizer
-    first = after_instructions(messages)
-    befores = {
-        at: _before(row, number, first)
-        for number, at in enumerate(row.trained)
-        if at and messages[at - 1]["role"] != "assistant"  # or inference has no prompt for it
-    }
-    conversations = list(befores.values())
-    texts = render(conversations, tokenizer, add_generation_prompt=True) if befores else []
+    messages, marked = row.safe_messages, mark(row.safe_messages, row.trained)
+    first = last = after_instructions(messages)
+    befores = {}
+    for at in row.trained:
+        if at and messages[at - 1]["role"] != "assistant":  # or inference has no prompt for it
+            # to render all that precedes each of many replies takes too long: instructions stay,
+            # and what follows the user's turn before the last reply
+            users = (i for i in range(last, first, -1) if messages[i]["role"] == "user")
+            befores[at] = messages[:first] + marked[next(users, first) : at]
+        last = at
+    before = list(befores.values())
+    texts = render(before, settings, add_generation_prompt=True) if before else []
     prompts = dict(zip(befores, (MARKER.split(text)[-1] for text in texts), strict=True))
     if not _follows(row, prompts):
-        (marked,) = render([mark(messages, row.trained)], tokenizer)
-        _compare(row, marked, prompts)
-
-
-def _before(row: Row, number: int, first: int) -> list[dict]:
-    """The messages before a reply, with the reply before that one marked.
-
-    Of what precedes that one only the instructions stay, `messages[:first]`, and the user's turn:
-    to render everything before each of many replies takes too long.
-    """
-    messages, at = row.safe_messages, row.trained[number]
-    if number == 0:
-        return messages[:at]
-    last = row.trained[number - 1]
-    start = next((i for i in range(last, first, -1) if messages[i]["role"] == "user"), first)
-    return messages[:first] + mark(messages[start:at], [last - start])
+        _compare(row, *render([marked], settings), prompts)
 
 
 def _follows(row: Row, prompts: dict[int, str]) -> bool:
@@ -130,9 +69,8 @@ def _compare(row: Row, marked: str, prompts: dict[int, str]) -> None:
     Raises:
         MaskError: it differs elsewhere, or by something else than a reply.
     """
-    text, markers = row.safe_text, [marker(at) for at in row.trained]
-    found, literals = MARKER.findall(marked), MARKER.split(marked)
-    if found != markers:
+    text, found, literals = row.safe_text, MARKER.findall(marked), MARKER.split(marked)
+    if found != [marker(at) for at in row.trained]:
         lost = [at for at in row.trained if found.count(marker(at)) != 1]
         raise _unlocated([*lost, *row.trained][0])
     row.replies, border = [], 0  # the end of the reply before
@@ -168,13 +106,12 @@ def _start(row: Row, at: int, border: int, before: str, end: int, prompt: str) -
     start, fits = border + len(before), True
     if prompt and before.startswith(prompt):
         start = border + len(prompt)
-    elif tag:  # the thought has to be trained on as it is
+        is_plain = thought.startswith("<think>") and content.count("think>") == 2
+        fits = not tag or is_plain or content in text[start:end]
+    elif tag:  # the thought has to be trained on as it is, and nothing of it be supplied
         start = len(text[:end].rstrip()) - len(content)
-        ahead = start - border
-        is_supplied = len(prompt) > ahead and before.startswith(prompt[: ahead + 1])
-        fits = ahead >= 0 and text.startswith(content, start) and not is_supplied
-    is_plain = thought.startswith("<think>") and content.count("think>") == 2
-    fits &= not tag or is_plain or content in text[start:end]
+        supplied = border + len(commonprefix([prompt, before]))
+        fits = start >= supplied and text.startswith(content, start)
     written = text[start:end].rstrip().removesuffix(answer.lstrip())
     thoughts = [thought.rpartition("<think>")[2]]
     thoughts += [message[key] for key in message if re.search("think|thought|reason", key)]
