@@ -73,21 +73,24 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     check_order_of_rows(answers, seen["trainer"])
     check_rows(seen)
     check_prompt_and_revision(seen)
+    names = {"base_model_path", "report_to"}  # which the twin and the run's words replace
+    values = {key: value for key, value in config().items() if key not in names}
+    words = [word.replace(str(Path.cwd()), ".") for word in seen["words"]]
     tokenizer = [f"{TWIN}/tokenizer.json", f"{TWIN}/tokenizer_config.json"]
     tokenizer += [f"{TWIN}/chat_template.jinja"]
-    words = [word.replace(str(Path.cwd()), ".") for word in seen["words"]]
     rows = ["sft/rows.py", "sft/examples.py", "data/sample.jsonl", *tokenizer]
-    once(notes, check_keys_of_rows, answers, seen, reads=rows, given=words)
+    once(notes, check_keys_of_rows, answers, seen, reads=rows, given=[values, words])
     check_evaluation_loss(seen, final)
     check_summary(seen["trainer"])
     check_chat(seen, final)
     weights = [f"{TWIN}/config.json", f"{TWIN}/model.safetensors"]
     if answers["lora_targets"] != "full":
         check_adapter(seen["model"], load_config(["--use_cpu=true"])[0])
-        first = {name: one.tolist() for name, one in seen["before"].items() if ".lora_A." in name}
-        once(notes, check_first_adapter, seen, reads=["sft/adapter.py", *weights], given=first)
+        first = {n: one.numpy().tobytes() for n, one in seen["before"].items() if ".lora_A." in n}
+        adapter = ["sft/adapter.py", *weights]
+        once(notes, check_first_adapter, seen, reads=adapter, given=[values, first])
     loading = ["sft/adapter.py", "sft/stop_tokens.py", *weights, *tokenizer]
-    once(notes, check_loading, answers, seen, reads=loading)
+    once(notes, check_loading, answers, seen, reads=loading, given=values)
     check_dtypes()
     twin = ["sft/twin.py", "sft/model.py", "base_model/config.json", "data/sample.jsonl"]
     once(notes, check_twin_and_tokenizer, reads=[*twin, *weights, *tokenizer])
@@ -99,27 +102,33 @@ def once(notes: Path, check, *args, reads: list[str], given=None) -> None:
     """Make a check, unless it was right before with the very same content.
 
     Args:
-        reads: the project's files that it depends on; what they import is added, and config.yaml.
-        given: what else it depends on, of its arguments.
+        reads: the project's files that it depends on; the modules that they import are added.
+        given: what else it depends on.
     """
-    waiting, contents = [*reads], {}
+    waiting, found = [*reads], {}
     while waiting:
-        file = Path(waiting.pop())
-        if str(file) in contents or not file.is_file():
-            continue
-        contents[str(file)] = content = file.read_bytes()
-        if file.suffix == ".py":
-            for module, names in IMPORTS.findall(content.decode("utf-8")):
-                inside = [f"{module}.{name}" for name in re.findall(r"\w+", names)]
-                for place in (one.replace(".", "/") for one in (module, *inside)):
-                    waiting += [f"{place}.py", f"{place}/__init__.py"]
-    names = {"base_model_path", "report_to"}  # which the twin and the run's words replace
-    values = {key: value for key, value in config().items() if key not in names}
-    about = repr([check.__name__, sorted(contents.items()), values, given])
+        file = waiting.pop()
+        if file not in found:
+            found[file], imported = content(file)
+            waiting += imported
+    about = repr([check.__name__, sorted(found.items()), given])
     note = notes / hashlib.sha256(about.encode()).hexdigest()
     if not note.exists():
         check(*args)
         note.touch()
+
+
+@cache
+def content(file: str) -> tuple[str, list[str]]:
+    """A hash of a file's content, and the modules that it may import of the project."""
+    if not Path(file).is_file():
+        return "", []
+    text, imported = Path(file).read_bytes(), []
+    for module, names in IMPORTS.findall(text.decode()) if file.endswith(".py") else ():
+        inside = [f"{module}.{name}" for name in re.findall(r"\w+", names)]
+        for place in (one.replace(".", "/") for one in (module, *inside)):
+            imported += [f"{place}.py", f"{place}/__init__.py"]
+    return hashlib.sha256(text).hexdigest(), imported
 
 
 # --- config.yaml ---------------------------------------------------------------------------------

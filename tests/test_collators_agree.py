@@ -191,10 +191,10 @@ def by_the_kernel_of_a_gpu(window: int | None) -> dict:
         scores = scores.masked_fill(~sees, float("-inf")).softmax(-1)
         return torch.einsum("hqk,khd->qhd", scores, value)
 
-    changes = {"sliding_window": window} if window else {}
-    one = trained("padding_free", True, **changes)
+    one = trained("padding_free", True, sliding_window=window)
     attention.varlen_attn, attention._kernel_can = kernel, lambda query, dropout: True
-    return difference(one, trained("padding_free", True, **changes)) | {"calls": len(calls)}
+    other = trained("padding_free", True, sliding_window=window)
+    return difference(one, other) | {"calls": len(calls)}
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -205,6 +205,38 @@ def test_the_kernel_of_a_gpu_gets_what_the_cpu_computes(bake, window):
     assert seen["calls"] == 2  # one a layer
     assert seen["losses"][0] == pytest.approx(seen["losses"][1], rel=1e-6)
     assert seen["gradients"] < 1e-5
+
+
+def without_that_kernel() -> tuple[list[dict], bool]:
+    """What SDPA is given on a GPU that lacks the kernel, and whether it is as on a CPU."""
+    from sft import attention
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, sum(LENGTHS), 16) for heads in (4, 2, 2)]
+    starts = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    where = {"scaling": 0.25, "cu_seq_lens_q": starts, "max_length_q": max(LENGTHS)}
+    expected, _ = attention.varlen_attention(None, *states, None, **where)
+    attention._kernel_can, given = lambda query, dropout: False, []
+    attend = attention.F.scaled_dot_product_attention
+
+    def noting(query, key, value, **options):
+        given.append({"heads": key.shape[1], "enable_gqa": options["enable_gqa"]})
+        return attend(query, key, value, **options)
+
+    attention.F.scaled_dot_product_attention = noting
+    found, _ = attention.varlen_attention(
+        None, *(one.as_subclass(OnGpu) for one in states), None, **where
+    )
+    return given, torch.allclose(found.as_subclass(torch.Tensor), expected, atol=1e-6)
+
+
+def test_other_kernels_of_a_gpu_get_a_key_for_each_head(project):
+    given, is_as_on_a_cpu = in_project(project, without_that_kernel)
+    assert given == [{"heads": 4, "enable_gqa": False}] * len(LENGTHS)
+    assert is_as_on_a_cpu
 
 
 class Largest(TorchDispatchMode):
