@@ -82,6 +82,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     once(notes, check_keys_of_rows, answers, seen, reads=rows, given=[values, words])
     check_evaluation_loss(seen, final)
     check_summary(seen["trainer"])
+    check_room(seen["trainer"])
     check_chat(seen, final)
     weights = [f"{TWIN}/config.json", f"{TWIN}/model.safetensors"]
     if answers["lora_targets"] != "full":
@@ -402,6 +403,24 @@ def check_summary(trainer) -> None:
     given = [values[key] for key in ("activation_checkpointing", "optim", "max_length")]
     assert given == [True, trainer.args.optim.value, 160]
     assert count == "a count" and values["trained_share"] == 0.1
+
+
+def check_room(trainer) -> None:
+    """A disk with room for all checkpoints, and for one more while it is written, is enough."""
+    from sft.checkpoints import check_disk
+
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    each = 3 * sum(p.numel() * p.element_size() for p in trained)  # with the optimizer's two
+    for limit, copies in ((1, 2), (4, 5), (None, 3)):
+        args = SimpleNamespace(save_total_limit=limit, output_dir=trainer.args.output_dir)
+        for free in (each * copies, each * copies - 1):
+            refused = False
+            with patch("shutil.disk_usage", return_value=SimpleNamespace(free=free)):
+                try:
+                    check_disk(trainer.model, args)
+                except SystemExit:
+                    refused = True
+            assert refused is (free < each * copies), (limit, free)
 
 
 def check_chat(seen: dict, final: Path) -> None:

@@ -1,9 +1,11 @@
 """Memory: kept counts are those of today, near the old formula and real GPUs; advice holds."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 
@@ -268,6 +270,23 @@ def vram(project, *words: str) -> str:
 @pytest.fixture(scope="module")
 def project(bake_once):
     return bake_once.project(project_slug="vram")
+
+
+def counting_as_one_of_several() -> dict:
+    from sft import memory
+
+    os.environ |= {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "1"}
+    refused = subprocess.CompletedProcess([], 1, "", "no more than this")
+    with patch("sft.memory.subprocess.run", return_value=refused) as run:
+        with pytest.raises(memory.NoCount, match="no more than this"):
+            memory.count_for(["--label_smoothing_factor=0.1"])
+    return run.call_args[1]["env"]
+
+
+def test_a_count_is_made_alone_and_without_a_gpu_whatever_torchrun_says(project):
+    env = in_project(project, counting_as_one_of_several)
+    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & env.keys()
+    assert env["CUDA_VISIBLE_DEVICES"] == "" and "PATH" in env
 
 
 def test_every_card_gets_a_verdict(project):
