@@ -50,7 +50,7 @@ class Trainer(transformers.Trainer):
         self._sampler = getattr(data_collator, "sampler", None)
         if not args.label_smoothing_factor:  # which needs all logits
             data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
-        super().__init__(args=args, data_collator=data_collator, **kw)
+        super().__init__(args=args, data_collator=data_collator, **kwargs)
         self.add_callback(self.signals)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
