@@ -62,9 +62,9 @@ def main(argv: list[str]) -> Path:
         eval_dataset=examples.get("evaluation"),
         data_collator=get_collator(tokenizer, model),
         processing_class=tokenizer,
-        run=this_run,
     )
 
+    trainer.run = this_run
     say("6. Train")
     check_disk(model, training_args)
     text_config = model.config.get_text_config()

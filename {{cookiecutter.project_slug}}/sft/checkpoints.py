@@ -1,6 +1,5 @@
 """Which checkpoint a run resumes, whether it is the same run, and the disk space for more."""
 
-import ast
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 from sft.config import ROOT, ProjectArguments, say
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
+LOCKS: list[FileLock] = []  # held until the process ends, in whatever way
 # what begins so can't change what is learnt, for evaluation see `describe_run`
 HARMLESS = """
 accept_changed_code activation_checkpointing adapter dataloader_multiprocessing dataloader_num
@@ -37,8 +37,7 @@ def describe_run(
     values["world_size"] = training_args.world_size
     run = {key: value for key, value in values.items() if not key.startswith(harmless)}
     for file in (ROOT / "train.py", *ROOT.glob("sft/**/*.py")):
-        code = ast.unparse(ast.parse(file.read_text(encoding="utf-8")))  # without comments
-        run[file.relative_to(ROOT).as_posix()] = hashlib.sha256(code.encode()).hexdigest()
+        run[file.relative_to(ROOT).as_posix()] = _hash(file)
     base = Path(args.base_model_path)
     if base.is_dir():
         for file in base.iterdir():
@@ -71,8 +70,8 @@ def checkpoint_to_resume(
     if training_args.process_index == 0:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            # a singleton is held until the process ends, in whatever way
-            FileLock(output_dir / ".lock", is_singleton=True).acquire(blocking=False)
+            LOCKS.append(FileLock(output_dir / ".lock", is_singleton=True))
+            LOCKS[-1].acquire(blocking=False)
         except Timeout:
             at_work = f"A run is at work in {output_dir}; give this one its own --output_dir."
             raise SystemExit(at_work) from None

@@ -39,14 +39,10 @@ class Trainer(transformers.Trainer):
     With several processes the last batch is filled up with rows from the start: they count twice.
     """
 
-    def __init__(
-        self,
-        args: TrainingArguments,
-        data_collator: DataCollator,
-        run: dict | None = None,
-        **kwargs,
-    ):
-        self._run, self._bad_gradients, self.signals = run, 0, Signals()
+    run: dict = {}  # what `describe_run` says
+
+    def __init__(self, args: TrainingArguments, data_collator: DataCollator, **kwargs):
+        self._bad_gradients, self.signals = 0, Signals()
         self._sampler = getattr(data_collator, "sampler", None)
         if not args.label_smoothing_factor:  # which needs all logits
             data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
@@ -105,7 +101,7 @@ class Trainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()  # each process saves its random state
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            seal(folder, self._run)
+            seal(folder, self.run)
             delete_older(folder, self.state.best_model_checkpoint, limit)
 
     def close(self) -> None:
