@@ -221,12 +221,8 @@ def hold_and_decide(options: list) -> str:
     import train
 
     Path("held").mkdir()
-    program = (
-        "import filelock, sys; x = filelock.FileLock(sys.argv[1]); x.acquire(); print(); input()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", program, "held/.lock"], stdin=-1, stdout=-1, text=True
-    )
+    program = "import filelock; x = filelock.FileLock('held/.lock'); x.acquire(); print(); input()"
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True)
     other.stdout.readline()  # it has the lock
     with pytest.raises(SystemExit) as refused:
         train.main(options)
