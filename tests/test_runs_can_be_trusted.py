@@ -209,6 +209,45 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(project, name)
     assert resumed["steps taken"] == [5, 6, 7, 8, 9, 10, 11, 12]
 
 
+def signal_twice() -> None:
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    from sft.stopping import Stopping
+
+    Stopping().on_train_begin(None, None, None)
+    with patch("sft.stopping.time", SimpleNamespace(monotonic=iter([0, 0.5, 5]).__next__)):
+        for _ in range(2):  # as torchrun does
+            signal.raise_signal(signal.SIGTERM)
+        print("still here", flush=True)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_second_signal_ends_the_run_at_once_but_not_torchruns_copy_of_the_first(project):
+    with pytest.raises(AssertionError, match="exit code -15"):
+        in_project(project, signal_twice)
+    assert "still here" in (project / "log").read_text()
+
+
+def rotate() -> list[str]:
+    from sft.checkpoints import delete_older
+
+    for age, name in enumerate(["9", "6", "3", "12", "best"]):  # the clock went back
+        folder = Path("rotated") / f"checkpoint-{name}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (age * 100, age * 100))
+    delete_older(Path("rotated/checkpoint-9"), None, 2)
+    left = sorted(path.name for path in Path("rotated").iterdir())
+    delete_older(Path("rotated/checkpoint-9"), "./rotated/checkpoint-6", 1)
+    assert left == sorted(path.name for path in Path("rotated").iterdir())  # the best stays
+    return left
+
+
+def test_old_checkpoints_go_by_step_and_a_users_own_stay(project):
+    left = ["checkpoint-12", "checkpoint-6", "checkpoint-9", "checkpoint-best"]
+    assert in_project(project, rotate) == left
+
+
 def test_a_run_whose_loss_is_not_a_number_stops_and_saves_nothing(project):
     options = [*SMALL, "--learning_rate=1e30", "--max_grad_norm=0", "--output_dir=diverged"]
     said = in_project(project, what_is_said, options)

@@ -22,7 +22,8 @@ from sft.model import load_model, load_tokenizer
 from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
-from sft.trainer import Trainer, check_evaluation
+from sft.stopping import check_evaluation
+from sft.trainer import Trainer
 from sft.twin import smoke_overrides
 
 
@@ -63,8 +64,8 @@ def main(argv: list[str]) -> Path:
         data_collator=get_collator(tokenizer, model),
         processing_class=tokenizer,
     )
-
     trainer.run = this_run
+
     say("6. Train")
     check_disk(model, training_args)
     text_config = model.config.get_text_config()
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> Path:
         card = f"--card {find_card().gib:.0f}"
         raise SystemExit(f"Out of memory; python vram.py {card} says what helps.") from None
     step, last = trainer.state.global_step, trainer.state.max_steps
-    if trainer.signals.received and step < last:
+    if trainer.stopping.received and step < last:
         raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
     if "evaluation" in examples:
         trainer.evaluate()
