@@ -17,12 +17,12 @@ from sft.config import ROOT, ProjectArguments, say
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
 LOCKS: list[FileLock] = []  # held until the process ends, in whatever way
-# what begins so can't change what is learnt, for evaluation see `describe_run`
+# keys that begin so can't change what is learnt; with any other value elsewhere, a run is another
 HARMLESS = """
 accept_changed_code activation_checkpointing adapter dataloader_multiprocessing dataloader_num
 dataloader_p dataset_num_proc ddp_ debug disable_tqdm do_ enable_jit gradient_checkpointing hub_
 include_num local_rank log max_skipped output_dir project push_to_hub report_to resume_from
-run_name save_ skip_memory torch_empty_cache trackio use_cache
+run_name save_ skip_memory torch_empty_cache track use_cache
 """.split()
 EVALUATION = "eval_ per_device_eval batch_eval include_for prediction_loss".split()
 
@@ -44,7 +44,8 @@ def describe_run(
             if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
                 run[f"the base model's {file.name}"] = _hash(file)
     else:
-        config = AutoConfig.from_pretrained(base, revision=args.revision, trust_remote_code=False)
+        which = {"revision": args.revision, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(args.base_model_path, **which)
         run["the base model's commit"] = config._commit_hash
     for split, rows in examples.items():
         digest = hashlib.sha256()
