@@ -17,7 +17,8 @@ from sft.config import ROOT, ProjectArguments, say
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
 LOCKS: list[FileLock] = []  # held until the process ends, in whatever way
-# keys that begin so can't change what is learnt; with any other value elsewhere, a run is another
+# keys that begin so can't change what is learnt; with another value of any other key, it is
+# another run
 HARMLESS = """
 accept_changed_code activation_checkpointing adapter dataloader_multiprocessing dataloader_num
 dataloader_p dataset_num_proc ddp_ debug disable_tqdm do_ enable_jit gradient_checkpointing hub_
@@ -91,7 +92,7 @@ def checkpoint_to_resume(
             if state["global_step"] < state["max_steps"]:
                 say(f"Going on from {folder}.")
                 return str(folder)
-            # the Trainer would take one more; killed there, a run repeats a few
+            # from its last step the Trainer would take one more: a few are repeated
             damage = "it is of the last step"
         say(f"{folder} is passed over: {damage}.")
     if given:
@@ -102,7 +103,7 @@ def checkpoint_to_resume(
 
 
 def seal(folder: Path, run: dict | None) -> None:
-    """Write the manifest of a folder in which all else is saved, at one stroke."""
+    """Write the manifest of a folder in which all else is saved; a kill leaves none or all."""
     files = [file for file in folder.rglob("*") if file.is_file() and MANIFEST not in file.name]
     hashes = {file.relative_to(folder).as_posix(): _hash(file) for file in sorted(files)}
     new = folder / f"{MANIFEST}.new"
@@ -117,7 +118,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def delete_older(newest: Path, best: str | None, limit: int | None) -> None:
-    """Keep `limit` checkpoints up to `newest`; by step, for clocks are put back."""
+    """Keep `limit` checkpoints up to `newest`; by step, since a clock may go back."""
     older = [one for one in checkpoints(newest.parent) if _step(one) < _step(newest)]
     for folder in older[: max(len(older) - limit + 1, 0)] if limit and limit > 0 else []:
         if not best or folder != Path(best):
