@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def project(bake_once):
     return project
 
 
-def run(options: list, kill_at: int | None = None) -> dict:
+def run(options: list, kill_at: int | None = None, number: int = signal.SIGKILL) -> dict:
     from transformers import TrainerCallback
 
     import train
@@ -52,7 +53,7 @@ def run(options: list, kill_at: int | None = None) -> dict:
         def on_step_end(self, args, state, control, **kwargs):
             steps.append(state.global_step)
             if state.global_step == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     trainers = []
 
@@ -175,19 +176,104 @@ def test_with_smoothed_labels_the_loss_has_the_logits_it_wants(project):
     assert in_project(project, run, options)["losses"][-1] > 0
 
 
-def test_a_killed_run_goes_on_by_itself_and_ends_at_the_same_loss(project):
-    whole = in_project(project, run, [*SMALL, "--output_dir=whole"])
-    options = [*SMALL, "--output_dir=killed"]
+@pytest.fixture(scope="module")
+def killed(project):
+    """A run that was killed after its steps 3 and 6 were saved."""
     with pytest.raises(AssertionError, match="exit code -9"):
-        in_project(project, run, options, 8)
+        in_project(project, run, [*SMALL, "--output_dir=killed"], 8)
+    return project / "killed"
+
+
+def test_a_killed_run_goes_on_by_itself_and_ends_at_the_same_loss(project, killed):
+    whole = in_project(project, run, [*SMALL, "--output_dir=whole"])
+    shutil.copytree(killed, project / "copy")
     # what a kill in the middle of saving leaves behind
-    (project / "killed/checkpoint-9").mkdir()
-    (project / "killed/checkpoint-9/adapter_model.safetensors").write_bytes(b"half")
-    resumed = in_project(project, run, options)
+    (project / "copy/checkpoint-9").mkdir()
+    (project / "copy/checkpoint-9/adapter_model.safetensors").write_bytes(b"half")
+    resumed = in_project(project, run, [*SMALL, "--output_dir=copy"])
     assert resumed["steps taken"] == [7, 8, 9, 10, 11, 12]
     assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-6)
     assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], rel=1e-6)
     assert whole["losses"][-1] < whole["losses"][0]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(project, name):
+    options = [*SMALL, f"--output_dir={name}"]
+    number = getattr(signal, name)
+    with pytest.raises(AssertionError, match="SystemExit: Stopped at step 4 of 12; the same"):
+        in_project(project, run, options, 4, number)
+    assert "once more ends at once" in (project / "log").read_text()
+    assert not (project / name / "final").exists()
+    resumed = in_project(project, run, options)
+    assert resumed["steps taken"] == [5, 6, 7, 8, 9, 10, 11, 12]
+
+
+def signal_twice() -> None:
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    from sft.stopping import Stopping
+
+    Stopping().on_train_begin(None, None, None)
+    with patch("sft.stopping.time", SimpleNamespace(monotonic=iter([0, 0.5, 5]).__next__)):
+        for _ in range(2):  # as torchrun does
+            signal.raise_signal(signal.SIGTERM)
+        print("still here", flush=True)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_second_signal_ends_the_run_at_once_but_not_torchruns_copy_of_the_first(project):
+    with pytest.raises(AssertionError, match="exit code -15"):
+        in_project(project, signal_twice)
+    assert "still here" in (project / "log").read_text()
+
+
+def rotate() -> list[str]:
+    from sft.checkpoints import delete_older
+
+    for age, name in enumerate(["9", "6", "3", "12", "best"]):  # the clock went back
+        folder = Path("rotated") / f"checkpoint-{name}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (age * 100, age * 100))
+    delete_older(Path("rotated/checkpoint-9"), None, 2)
+    left = sorted(path.name for path in Path("rotated").iterdir())
+    delete_older(Path("rotated/checkpoint-9"), "./rotated/checkpoint-6", 1)
+    assert left == sorted(path.name for path in Path("rotated").iterdir())  # the best stays
+    return left
+
+
+def test_old_checkpoints_go_by_step_and_a_users_own_stay(project):
+    left = ["checkpoint-12", "checkpoint-6", "checkpoint-9", "checkpoint-best"]
+    assert in_project(project, rotate) == left
+
+
+def test_a_run_whose_loss_is_not_a_number_stops_and_saves_nothing(project):
+    options = [*SMALL, "--learning_rate=1e30", "--max_grad_norm=0", "--output_dir=diverged"]
+    said = in_project(project, what_is_said, options)
+    assert "not finite at step" in said and "learning_rate" in said
+    assert {path.name for path in (project / "diverged").iterdir()} <= {".lock", "checkpoint-3"}
+
+
+def hold_and_decide(options: list) -> str:
+    """What a second process is told while this one writes to the folder."""
+    import train
+
+    Path("held").mkdir()
+    program = "import filelock; x = filelock.FileLock('held/.lock'); x.acquire(); print(); input()"
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True)
+    other.stdout.readline()  # it has the lock
+    with pytest.raises(SystemExit) as refused:
+        train.main(options)
+    other.kill()
+    other.wait()
+    train.main([*options, "--max_steps=1"])  # the lock died with its process
+    return str(refused.value)
+
+
+def test_two_runs_do_not_share_a_folder(project):
+    said = in_project(project, hold_and_decide, [*SMALL, "--output_dir=held"])
+    assert said == "A run is at work in held; give this one its own --output_dir."
 
 
 def test_a_finished_run_is_left_as_it_is(project):
@@ -196,17 +282,137 @@ def test_a_finished_run_is_left_as_it_is(project):
     with pytest.raises(AssertionError, match="SystemExit: 0"):
         in_project(project, run, options)
     assert "holds a finished run" in (project / "log").read_text()
+    with pytest.raises(AssertionError, match="final is of another run: r was 64, and now it is 8"):
+        in_project(project, run, [*options, "--r=8"])
     # killed after the last step, before the end: the steps from the checkpoint before are repeated
-    (project / "finished/summary.json").unlink()
+    shutil.rmtree(project / "finished/final")
     again = in_project(project, run, options)
     assert again["steps taken"] == [10, 11, 12]
     assert again["losses"] == pytest.approx(first["losses"], rel=1e-6)
 
 
-def test_other_settings_do_not_go_on_from_that_run(project):
-    in_project(project, run, [*SMALL, "--output_dir=first"])
-    with pytest.raises(AssertionError, match="first holds a run with r = 64, and now it is 8"):
-        in_project(project, run, [*SMALL, "--output_dir=first", "--r=8"])
+def decide(cases: list[tuple[list, str, str]]) -> list[str]:
+    """What train.py says of each case: other options, and a file and what became of it."""
+    import contextlib
+    import io
+
+    from sft.checkpoints import checkpoint_to_resume, describe_run
+    from sft.config import load_config
+    from sft.examples import make_examples
+    from sft.machine import choose
+    from sft.model import load_tokenizer
+    from sft.rows import load_rows
+
+    args, _ = load_config(SMALL, choose)
+    examples, _ = make_examples(load_rows(args), load_tokenizer("twin"), args)
+    words = []
+    for options, name, how in cases:
+        file = Path(name or "train.py")
+        before, rows = file.read_bytes(), dict(examples)
+        if how == "missing":
+            file.unlink()
+        elif how == "half":
+            file.write_bytes(before[: len(before) // 2])
+        elif how == "a bit":
+            file.write_bytes(before[:-9] + bytes([before[-9] ^ 1]) + before[-8:])
+        elif how == "other rows":
+            rows["train"] = rows["train"].select(range(1, 16))
+        elif how is not None:
+            file.write_text(how)
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            try:
+                args, training_args = load_config([*SMALL, "--output_dir=killed", *options], choose)
+                run = describe_run(training_args, args, rows)
+                said.write(f"resumes {checkpoint_to_resume(training_args, args, run)}")
+            except SystemExit as refusal:
+                said.write(f"refused: {refusal}")
+            finally:
+                file.write_bytes(before)
+        words.append(said.getvalue())
+    return words
+
+
+SAVED = """adapter_model.safetensors adapter_config.json optimizer.pt scheduler.pt rng_state.pth
+trainer_state.json manifest.json""".split()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(project, killed):
+    (killed / "checkpoint-best").mkdir(exist_ok=True)  # a user's own
+    (killed / "checkpoint-7").mkdir(exist_ok=True)
+    damages = [(name, how) for name in SAVED for how in ("missing", "", "half", "a bit", "{}")]
+    cases = [([], f"killed/checkpoint-6/{name}", how) for name, how in damages]
+    for said, (_, name, how) in zip(in_project(project, decide, cases), cases, strict=True):
+        assert "checkpoint-7 is passed over: manifest.json is missing" in said
+        named = Path(name).name if how != "a bit" else ""  # the manifest's own bit is any file's
+        assert f"checkpoint-6 is passed over: {named}" in said, (name, how, said)
+        assert said.endswith("resumes killed/checkpoint-3"), (name, how, said)
+    (killed / "checkpoint-7").rmdir()
+
+
+ANOTHER = {  # options, a file, what becomes of it -> what is named
+    "--r=8": "r was 64, and now it is 8",
+    "--weight_decay=0.5": "weight_decay was 0.0, and now it is 0.5",
+    "--adam_beta2=0.9": "adam_beta2 was 0.999",
+    "--label_smoothing_factor=0.2": "label_smoothing_factor",
+    "--max_grad_norm=0.01": "max_grad_norm",
+    "--neftune_noise_alpha=5": "neftune_noise_alpha",
+    "--lr_scheduler_kwargs={num_cycles: 2}": "lr_scheduler_kwargs",
+    "--train_sampling_strategy=group_by_length": "train_sampling_strategy",
+    "--dataloader_drop_last=true": "dataloader_drop_last",
+    "--bf16=true": "bf16 was False",
+    "--data_seed=3": "data_seed",
+    "--max_length=77": "max_length",
+    ("train.py", "print()"): "train.py changed",
+    ("sft/mask/tokens.py", "half"): "sft/mask/tokens.py changed",
+    ("twin/model.safetensors", "a bit"): "the base model's model.safetensors changed",
+    ("twin/chat_template.jinja", ""): "the base model's chat_template.jinja changed",
+    ("twin/tokenizer.json", "half"): "the base model's tokenizer.json changed",
+    ("train.py", "other rows"): "the train rows changed",
+}
+THE_SAME = [
+    "--logging_steps=2",
+    "--save_steps=4",
+    "--save_total_limit=5",
+    "--eval_steps=3",
+    "--per_device_eval_batch_size=1",
+    "--dataset_num_proc=1",
+    "--dataloader_num_workers=1",
+    "--report_to=none",
+    "--run_name=again",
+    "--activation_checkpointing=true",
+    "--resume_from_checkpoint=killed/checkpoint-6/",
+]
+
+
+def test_what_would_learn_something_else_does_not_go_on(project, killed):
+    cases = [([key], "", None) if isinstance(key, str) else ([], *key) for key in ANOTHER]
+    # a checkpoint that is named passes the same checks
+    by_name = "--resume_from_checkpoint=killed/checkpoint-3"
+    cases += [([*options, by_name], *rest) for options, *rest in cases[:3]]
+    wanted = [*ANOTHER.values(), *list(ANOTHER.values())[:3]]
+    said = in_project(project, decide, cases)
+    for words, (options, file, _), named in zip(said, cases, wanted, strict=True):
+        assert "refused: killed/checkpoint-" in words and named in words, (options, file, words)
+
+
+def test_what_learns_the_same_goes_on(project, killed):
+    cases = [([option], "", None) for option in THE_SAME]
+    cases += [(["--accept_changed_code=true"], "train.py", "print()")]
+    for words, case in zip(in_project(project, decide, cases), cases, strict=True):
+        assert words.endswith("resumes killed/checkpoint-6"), (case, words)
+
+
+NOT_RESUMED = {
+    "--resume_from_checkpoint=nowhere": "resume_from_checkpoint 'nowhere' is no checkpoint",
+    "--save_only_model=true": "save_only_model leaves nothing to resume from",
+}
+
+
+def test_what_cannot_be_resumed_is_refused(project, killed):
+    said = in_project(project, decide, [([option], "", None) for option in NOT_RESUMED])
+    for words, wanted in zip(said, NOT_RESUMED.values(), strict=True):
+        assert wanted in words
 
 
 def test_accumulated_small_batches_learn_what_one_large_batch_learns(project):
@@ -242,6 +448,8 @@ def test_two_processes_learn_what_one_learns(project):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     two = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     assert two.returncode == 0, two.stderr[-3000:]
+    manifest = json.loads((project / "two/checkpoint-12/manifest.json").read_text())
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= manifest["files"].keys()
     checkpoint = project / "two/checkpoint-12/trainer_state.json"
     log = json.loads(checkpoint.read_text())["log_history"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
@@ -294,6 +502,11 @@ WRONG = {
     "a key that does not exist": (["--learning_rat=1"], "nearest is 'learning_rate'"),
     "a word for a number": (["--max_length=long"], "max_length must be a whole number, not 'long'"),
     "a model that is not there": (["--base_model_path=./nowhere"], "./nowhere"),
+    "the best of none": (
+        ["--load_best_model_at_end=true", "--save_steps=6", "--test_size=0"],
+        "load_best_model_at_end needs an evaluation",
+    ),
+    "saved when best": (["--save_strategy=best", "--eval_strategy=no"], "save_strategy needs an"),
     "no column": (["--prompt_template={question}"], "no column 'question'"),
 }
 

@@ -8,19 +8,21 @@ python train.py --learning_rate 1e-4    any key of config.yaml, for this run alo
 
 from pathlib import Path
 
+import torch
 from transformers import set_seed
 
 import chat
 from sft.adapter import add_adapter, check_adapter
-from sft.checkpoints import check_disk, checkpoint_to_resume
+from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
-from sft.machine import choose
+from sft.machine import choose, find_card
 from sft.model import load_model, load_tokenizer
 from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
+from sft.stopping import check_evaluation
 from sft.trainer import Trainer
 from sft.twin import smoke_overrides
 
@@ -32,7 +34,6 @@ def main(argv: list[str]) -> Path:
         overrides = smoke_overrides(overrides)
     args, training_args = load_config(overrides, choose)
     check_adapter(args)
-    checkpoint = checkpoint_to_resume(training_args, args)
     set_seed(training_args.seed)
 
     with training_args.main_process_first():  # the others find it in the cache
@@ -43,6 +44,9 @@ def main(argv: list[str]) -> Path:
         tokenizer = load_tokenizer(args.base_model_path, args.revision)
         examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
+    check_evaluation(training_args, examples)
+    this_run = describe_run(training_args, args, examples)
+    checkpoint = checkpoint_to_resume(training_args, args, this_run)
 
     say(f"3. Load the base model, {args.base_model_path}")
     model = load_model(args)
@@ -52,8 +56,6 @@ def main(argv: list[str]) -> Path:
     say(f"   {model.num_parameters(only_trainable=True):,} parameters are trained")
 
     say("5. Make the Trainer")
-    if "evaluation" not in examples:
-        training_args.eval_strategy = "no"
     trainer = Trainer(
         model=model,
         args=training_args,
@@ -62,26 +64,34 @@ def main(argv: list[str]) -> Path:
         data_collator=get_collator(tokenizer, model),
         processing_class=tokenizer,
     )
+    trainer.run = this_run
 
     say("6. Train")
     check_disk(model, training_args)
     text_config = model.config.get_text_config()
     text_config.use_cache = False  # the cache is for generating
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError:
+        card = f"--card {find_card().gib:.0f}"
+        raise SystemExit(f"Out of memory; python vram.py {card} says what helps.") from None
     step, last = trainer.state.global_step, trainer.state.max_steps
-    if step < last:
+    if trainer.stopping.received and step < last:
         raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
     if "evaluation" in examples:
         trainer.evaluate()
     text_config.use_cache = True
 
     final = Path(training_args.output_dir) / "final"
+    unfinished = final.with_suffix(".unfinished")
     say(f"7. Save to {final}")
-    trainer.save_model(final)  # the adapter or the model, and the tokenizer with its chat template
+    trainer.save_model(unfinished)  # the adapter or the model, and the tokenizer with its template
     if trainer.is_world_process_zero():
-        stop_at(model, stop_tokens(tokenizer)).save_pretrained(final)
+        stop_at(model, stop_tokens(tokenizer)).save_pretrained(unfinished)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
         show_summary(trainer, reports["train"], overrides)
+        seal(unfinished, this_run)
+        unfinished.rename(final)  # what is there is whole
     trainer.close()
 
     if options.smoke and training_args.world_size == 1:

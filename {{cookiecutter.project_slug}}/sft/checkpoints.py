@@ -1,63 +1,128 @@
 """Which checkpoint a run resumes, whether it is the same run, and the disk space for more."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from reprlib import repr as short
 
-from transformers import PreTrainedModel, TrainingArguments
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
-from sft.config import ProjectArguments, say
+from sft.config import ROOT, ProjectArguments, say
 
-# with other values of these, or of our own keys, the steps so far would have been others
-_DECISIVE = (
-    "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
-    "learning_rate lr_scheduler_type warmup_steps optim seed world_size"
-).split()
+MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
+LOCKS: list[FileLock] = []  # held until the process ends, in whatever way
+# keys that begin so can't change what is learnt; with another value of any other key, it is
+# another run
+HARMLESS = """
+accept_changed_code activation_checkpointing adapter dataloader_multiprocessing dataloader_num
+dataloader_p dataset_num_proc ddp_ debug disable_tqdm do_ enable_jit gradient_checkpointing hub_
+include_num local_rank log max_skipped output_dir project push_to_hub report_to resume_from
+run_name save_ skip_memory torch_empty_cache track use_cache
+""".split()
+EVALUATION = "eval_ per_device_eval batch_eval include_for prediction_loss".split()
 
 
-def checkpoint_to_resume(training_args: TrainingArguments, args: ProjectArguments) -> str | None:
-    """The newest complete checkpoint in `output_dir`: the same command goes on after a crash.
+def describe_run(
+    training_args: TrainingArguments, args: ProjectArguments, examples: dict[str, Dataset]
+) -> dict:
+    """All that decides what is learnt: values by key; hashes of the code, base model and rows."""
+    # an evaluation changes nothing, unless the best model or the learning rate follow it
+    harmless = (*HARMLESS, *(() if training_args.metric_for_best_model else EVALUATION))
+    values = vars(args) | args.adapter | training_args.to_dict()
+    values["world_size"] = training_args.world_size
+    run = {key: value for key, value in values.items() if not key.startswith(harmless)}
+    for file in (ROOT / "train.py", *ROOT.glob("sft/**/*.py")):
+        run[file.relative_to(ROOT).as_posix()] = _hash(file)
+    base = Path(args.base_model_path)
+    if base.is_dir():
+        for file in base.iterdir():
+            if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+                run[f"the base model's {file.name}"] = _hash(file)
+    else:
+        which = {"revision": args.revision, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(args.base_model_path, **which)
+        run["the base model's commit"] = config._commit_hash
+    for split, rows in examples.items():
+        digest = hashlib.sha256()
+        for table in rows.with_format("arrow").iter(10_000):
+            for column in ("input_ids", "labels"):
+                cells = table[column].combine_chunks()
+                digest.update(cells.value_lengths().to_numpy())
+                digest.update(cells.flatten().to_numpy())
+        run[f"the {split} rows"] = digest.hexdigest()
+    return json.loads(json.dumps(run, default=str))
 
-    Exits where the checkpoints are of a run with other settings, or of one that is finished.
+
+def checkpoint_to_resume(
+    training_args: TrainingArguments, args: ProjectArguments, run: dict
+) -> str | None:
+    """The newest whole checkpoint in `output_dir`: the same command goes on after a crash.
+
+    Exits where `output_dir` holds another run, or one that is finished or at work.
     """
-    if training_args.resume_from_checkpoint:
-        return training_args.resume_from_checkpoint
-    output_dir = Path(training_args.output_dir)
-    settings_file, summary = output_dir / "settings.json", output_dir / "summary.json"
-    settings = vars(args) | args.adapter | {key: getattr(training_args, key) for key in _DECISIVE}
-    del settings["adapter"], settings["dataset_num_proc"]  # the latter changes nothing
-    text = json.dumps(settings, indent=2, default=str)
-    checkpoints = _complete_checkpoints(output_dir)
-    if not checkpoints:
-        if training_args.process_index == 0:
+    output_dir, given = Path(training_args.output_dir), training_args.resume_from_checkpoint
+    if training_args.save_only_model:
+        raise SystemExit("save_only_model leaves nothing to resume from; remove it.")
+    if training_args.process_index == 0:
+        try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            settings_file.write_text(text, encoding="utf-8")
-            summary.unlink(missing_ok=True)
-        return None
-    before = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
-    for key, now in json.loads(text).items():
-        if before.get(key, now) != now:
-            raise SystemExit(
-                f"{output_dir} holds a run with {key} = {before[key]!r}, and now it is {now!r}: "
-                "give the new run its own --output_dir, or delete it."
-            )
-    if summary.exists():  # written last
+            LOCKS.append(FileLock(output_dir / ".lock", is_singleton=True))
+            LOCKS[-1].acquire(blocking=False)
+        except Timeout:
+            at_work = f"A run is at work in {output_dir}; give this one its own --output_dir."
+            raise SystemExit(at_work) from None
+        shutil.rmtree(output_dir / "final.unfinished", ignore_errors=True)
+    final = output_dir / "final"
+    if final.exists():
+        _refuse_another_run(final, run, args.accept_changed_code)
         say(f"{output_dir} holds a finished run (python chat.py); give a new one its --output_dir.")
         raise SystemExit(0)
-    # from its very last step the Trainer would take one more; killed there, it repeats a few
-    unfinished = [folder for folder, goes_on in checkpoints.items() if goes_on]
-    if not unfinished:
-        say(f"{output_dir} has no checkpoint before the last step: starting over.")
-        return None
-    say(f"Going on from {unfinished[-1]}.")
-    return str(unfinished[-1])
+    folders = [Path(given)] if given else checkpoints(output_dir)
+    for folder in reversed(folders):
+        damage = _damage(folder)
+        if not damage:
+            _refuse_another_run(folder, run, args.accept_changed_code)
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            if state["global_step"] < state["max_steps"]:
+                say(f"Going on from {folder}.")
+                return str(folder)
+            # from its last step the Trainer would take one more: a few are repeated
+            damage = "it is of the last step"
+        say(f"{folder} is passed over: {damage}.")
+    if given:
+        raise SystemExit(f"resume_from_checkpoint {given!r} is no checkpoint to go on from.")
+    if folders:
+        say(f"{output_dir} has no other checkpoint: starting over.")
+    return None
 
 
-def step_of(checkpoint: str | Path | None) -> int:
-    """The step in a checkpoint's name, or 0."""
-    number = re.search(r"checkpoint-(\d+)/?$", str(checkpoint))
-    return int(number[1]) if number else 0
+def seal(folder: Path, run: dict | None) -> None:
+    """Write the manifest of a folder in which all else is saved; a kill leaves none or all."""
+    files = [file for file in folder.rglob("*") if file.is_file() and MANIFEST not in file.name]
+    hashes = {file.relative_to(folder).as_posix(): _hash(file) for file in sorted(files)}
+    new = folder / f"{MANIFEST}.new"
+    new.write_text(json.dumps({"run": run, "files": hashes}, indent=2), encoding="utf-8")
+    os.replace(new, folder / MANIFEST)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The folders of checkpoints, by step; a user's own checkpoint-best is none."""
+    found = [folder for folder in output_dir.glob("checkpoint-*") if _step(folder)]
+    return sorted(found, key=_step)
+
+
+def delete_older(newest: Path, best: str | None, limit: int | None) -> None:
+    """Keep `limit` checkpoints up to `newest`; by step, since a clock may go back."""
+    older = [one for one in checkpoints(newest.parent) if _step(one) < _step(newest)]
+    for folder in older[: max(len(older) - limit + 1, 0)] if limit and limit > 0 else []:
+        if not best or folder != Path(best):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None:
@@ -65,7 +130,7 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
     # each holds the trained parameters, and two numbers of optimizer state for each of them
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     kept = (training_args.save_total_limit or 2) + 1  # a new one is written before an old one goes
-    there = len(_complete_checkpoints(Path(training_args.output_dir)))
+    there = len(checkpoints(Path(training_args.output_dir)))
     needed = 3 * trained * max(kept - there, 1)
     free = shutil.disk_usage(training_args.output_dir).free
     if free < needed:
@@ -75,12 +140,45 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
         )
 
 
-def _complete_checkpoints(output_dir: Path) -> dict[Path, bool]:
-    """Each, the oldest first, and whether steps of its run are left."""
-    # a run that is killed while saving leaves a folder without this file, which is written last
-    found, files = {}, output_dir.glob("checkpoint-*/trainer_state.json")
-    for file in sorted(files, key=lambda file: step_of(file.parent)):
-        if not file.with_name("checkpoint-is-incomplete.txt").exists():  # the Trainer's own marker
-            state = json.loads(file.read_text(encoding="utf-8"))
-            found[file.parent] = state["global_step"] < state["max_steps"]
-    return found
+def _refuse_another_run(folder: Path, run: dict, accept_changed_code: bool) -> None:
+    was = _manifest(folder).get("run") or {}
+    keys = sorted(key for key in was.keys() | run if was.get(key) != run.get(key))
+    if accept_changed_code:
+        keys = [key for key in keys if not key.endswith(".py")]
+    changes = [
+        f"{key} was {short(was.get(key))}, and now it is {short(run.get(key))}"
+        if key.isidentifier()
+        else f"{key} changed"
+        for key in keys[:8]
+    ]
+    if changes:
+        raise SystemExit(
+            f"{folder} is of another run: {'; '.join(changes)}. Undo that, or give the new run its "
+            "own --output_dir; code that learns the same needs --accept_changed_code true."
+        )
+
+
+def _manifest(folder: Path) -> dict:
+    with suppress(OSError, ValueError):
+        return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    return {}
+
+
+def _damage(folder: Path) -> str:
+    """What keeps a checkpoint from being resumed, or ""."""
+    hashes = _manifest(folder).get("files")
+    if not hashes:
+        return f"{MANIFEST} is missing or damaged, as after a kill while saving"
+    broken = [name for name, found in hashes.items() if _hash(folder / name) != found]
+    return f"{broken[0]} is missing or damaged" if broken else ""
+
+
+def _hash(file: Path) -> str:
+    with suppress(OSError), file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return ""
+
+
+def _step(checkpoint: Path) -> int:
+    number = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(number[1]) if number else 0

@@ -50,6 +50,7 @@ class ProjectArguments(DatasetArguments):
     control_tokens: Literal["refuse", "escape"] = "refuse"
     max_skipped: float = 0.05
     dataset_num_proc: int = 0
+    accept_changed_code: bool = False
     # the keys that are neither here nor in TrainingArguments: sft/adapter.py takes them
     adapter: dict[str, Any] = field(default_factory=dict)
 

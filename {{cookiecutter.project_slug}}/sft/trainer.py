@@ -1,11 +1,16 @@
 """Logits only for trained tokens and an evaluation loss per token: transformers' `Trainer`."""
 
+from pathlib import Path
+
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
+
+from sft.checkpoints import delete_older, seal
+from sft.stopping import Stopping
 
 
 class Trainer(transformers.Trainer):
@@ -14,11 +19,15 @@ class Trainer(transformers.Trainer):
     With several processes the last batch is filled up with rows from the start: they count twice.
     """
 
+    run: dict = {}  # what `describe_run` says; each checkpoint keeps it
+
     def __init__(self, args: TrainingArguments, data_collator: DataCollator, **kwargs):
         self._sampler = getattr(data_collator, "sampler", None)
         if not args.label_smoothing_factor:  # which needs all logits
             data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
         super().__init__(args=args, data_collator=data_collator, **kwargs)
+        self.stopping = Stopping()
+        self.add_callback(self.stopping)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         """The order of the rows: by `train_sampling_strategy`, or the collator's own."""
@@ -47,6 +56,18 @@ class Trainer(transformers.Trainer):
         if isinstance(logits, Tensor) and logits.dim() > labels.dim() + 1:  # one row of all
             logits = logits.flatten(end_dim=-2)
         return loss, logits, labels
+
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
+        """A checkpoint with its manifest; then older ones go."""
+        # transformers deletes before the manifest is there, and by the time of change
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process saves its random state
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            seal(folder, self.run)
+            delete_older(folder, self.state.best_model_checkpoint, limit)
 
     def close(self) -> None:
         """End the connection between processes."""

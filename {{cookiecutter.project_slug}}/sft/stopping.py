@@ -1,0 +1,74 @@
+"""What ends a run early: a signal, a loss that is not finite, an evaluation that is missing."""
+
+import math
+import os
+import signal
+import time
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, TrainingArguments
+
+
+def check_evaluation(args: TrainingArguments, examples: dict[str, Dataset]) -> None:
+    """Evaluate nothing where no rows are held out; exit where an option needs an evaluation."""
+    if "evaluation" not in examples:
+        args.eval_strategy = "no"
+    for key, values in (
+        ("load_best_model_at_end", [True]),
+        ("eval_on_start", [True]),
+        ("save_strategy", ["best"]),
+        ("lr_scheduler_type", ["reduce_lr_on_plateau", "greedy"]),
+    ):
+        if args.eval_strategy == "no" and getattr(args, key) in values:
+            raise SystemExit(
+                f"{key} needs an evaluation; set test_size and eval_strategy, or remove {key}."
+            )
+
+
+class Stopping(TrainerCallback):
+    """Ctrl-C, SIGTERM and SLURM's SIGUSR1 save a checkpoint after the step; a second one kills.
+
+    A loss or gradients that are not finite end the run, and nothing is saved.
+    """
+
+    received, _bad_gradients = False, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        names = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows lacks the last
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Stop all processes at the same step, whichever got the signal."""
+        if args.world_size > 1:
+            received = torch.tensor(int(self.received), device=args.device)
+            torch.distributed.all_reduce(received)
+            self.received = bool(received)
+        if self.received:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "grad_norm" in logs:
+            is_bad = not math.isfinite(logs["grad_norm"])
+            self._bad_gradients = self._bad_gradients + 1 if is_bad else 0
+        losses = [logs[key] for key in ("loss", "eval_loss", "train_loss") if key in logs]
+        # float16's scale starts at 2**16, is halved at each bad gradient, and that step is skipped
+        skipped = 20 if args.fp16 else 0
+        if self._bad_gradients > skipped or not all(map(math.isfinite, losses)):
+            raise SystemExit(
+                f"Loss or gradients are not finite at step {state.global_step}: a new run, in "
+                "another --output_dir, needs a lower learning_rate or more warmup_steps."
+            )
+
+    def _receive(self, number: int, frame) -> None:
+        if not self.received:
+            self.received, self._since = True, time.monotonic()
+            os.write(2, b"\nStopping after this step, with a checkpoint; once more ends at once.\n")
+        elif time.monotonic() - self._since > 1:  # torchrun sends again what the workers got
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
