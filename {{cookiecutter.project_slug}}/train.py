@@ -18,6 +18,7 @@ from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
 from sft.machine import choose
 from sft.model import load_model, load_tokenizer
+from sft.preflight import check_model, check_settings, check_tokens
 from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> Path:
         overrides = smoke_overrides(overrides)
     args, training_args = load_config(overrides, choose)
     check_adapter(args)
+    check_settings(training_args)
+    embeddings = check_model(args)
     checkpoint = checkpoint_to_resume(training_args, args)
     set_seed(training_args.seed)
 
@@ -43,6 +46,7 @@ def main(argv: list[str]) -> Path:
         tokenizer = load_tokenizer(args.base_model_path, args.revision)
         examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
+    check_tokens(examples, tokenizer, embeddings)
 
     say(f"3. Load the base model, {args.base_model_path}")
     model = load_model(args)
