@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from test_runs_can_be_trusted import SMALL, make_twin, what_is_said
 
 from conftest import in_project
-from test_runs_can_be_trusted import SMALL, make_twin, what_is_said
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -79,13 +80,14 @@ def build_twin(folder: Path, base_model_path: str, positions: int = 8192) -> Non
     torch.manual_seed(0)
     try:
         config = AutoConfig.for_model(**shrink(shape, tiny))
+        make = partial(AutoModelForCausalLM.from_config, config, trust_remote_code=False)
         with torch.device("meta"):
-            if AutoModelForCausalLM.from_config(config).num_parameters() > LARGEST:
-                raise ValueError("it stays large")
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except Exception as error:
-        kind = f"the architecture {shape.get('model_type')!r}"
-        raise SystemExit(f"There is no tiny twin of {kind} for --smoke: {error}") from None
+            if make().num_parameters() > LARGEST:
+                raise ValueError("its parts stay large")
+        model = make(dtype=torch.float32)
+    except Exception as error:  # an architecture can ask anything of its sizes
+        why = f"{shape.get('model_type')!r}: {' '.join(str(error).split())}"
+        raise SystemExit(f"--smoke has no tiny twin of the architecture {why[:300]}") from None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
