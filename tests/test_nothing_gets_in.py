@@ -105,6 +105,24 @@ def test_the_ci_may_only_read_and_its_actions_are_pinned(project):
     assert uses and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", each) for each in uses)
 
 
+def saved(umask: int) -> list[str]:
+    """The modes of the files in `final/` and `merged/`."""
+    import os
+
+    import merge
+    import train
+
+    os.umask(umask)
+    final = train.main(["--smoke", "--max_steps=1", "--eval_strategy=no"])
+    merged = merge.main(["--output_dir=outputs/smoke"])
+    return [oct(file.stat().st_mode & 0o777) for dir in (final, merged) for file in dir.iterdir()]
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, "0o644"), (0o007, "0o660")])
+def test_all_files_of_a_result_can_be_read_as_the_umask_says(project, umask, mode):
+    assert {*in_project(project, saved, umask)} == {mode}
+
+
 def test_no_code_of_a_model_may_run(project):
     calls = r"(?:Auto\w+|kind)\.from_(?:pretrained|config)[(,](?:[^()]|\([^()]*\))*\)"
     found = []

@@ -17,7 +17,7 @@ from sft.collator import get_collator
 from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
 from sft.machine import choose
-from sft.model import load_model, load_tokenizer
+from sft.model import load_model, load_tokenizer, share_files
 from sft.preflight import check_model, check_settings, check_tokens
 from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows
@@ -84,6 +84,7 @@ def main(argv: list[str]) -> Path:
     trainer.save_model(final)  # the adapter or the model, and the tokenizer with its chat template
     if trainer.is_world_process_zero():
         stop_at(model, stop_tokens(tokenizer)).save_pretrained(final)
+        share_files(final)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
         show_summary(trainer, reports["train"], overrides)
     trainer.close()
