@@ -1,5 +1,6 @@
 """Checks before the weights are loaded: do settings, model and tokenizer suit each other?"""
 
+from contextlib import suppress
 from copy import copy
 
 import pyarrow.compute as pc
@@ -36,8 +37,10 @@ def check_settings(args: TrainingArguments) -> None:
 def check_model(args: ProjectArguments) -> int:
     """Exit where config.json does not suit config.yaml; returns how many tokens have embeddings."""
     name = f"base_model_path {args.base_model_path!r}"
-    if find_adapter_config_file(args.base_model_path, revision=args.revision):
-        raise SystemExit(f"{name} holds an adapter; merge it into its base and name that folder.")
+    with suppress(OSError):  # no such path: loading config.json says so
+        if find_adapter_config_file(args.base_model_path, revision=args.revision):
+            fix = "merge it into its base and name that folder."
+            raise SystemExit(f"{name} holds an adapter; {fix}")
     config = load(AutoConfig, args.base_model_path, revision=args.revision)
     if stored := getattr(config, "quantization_config", None):
         method = dict(stored).get("quant_method", "some format")
