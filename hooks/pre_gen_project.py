@@ -19,6 +19,7 @@ def refusal(answers):
     return (
         unknown_answer(answers)
         or bad_slug(answers["project_slug"])
+        or name_of_a_dependency(answers)
         or missing_text(answers)
         or bad_fields(answers)
         or bad_length(answers["max_length"])
@@ -44,6 +45,22 @@ def bad_slug(slug):
         f"project_slug {slug!r} is not a folder name; use letters, digits, '-', '_' and '.', "
         "such as my-sft."
     )
+
+
+def name_of_a_dependency(answers):
+    """pip takes a project of that name for the dependency, and finds that it needs itself."""
+    template = Path(answers.get("_repo_dir", "."))
+    files = [*template.glob("constraints.txt"), *template.glob("*/pyproject.toml")]
+    lines = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    # "datasets>=5.2,<6" of the one, datasets==5.2.0 of the other
+    names = re.findall(r'^[\s"]*([\w.-]+)[>=]=|"([\w.-]+)>=', lines, re.MULTILINE)
+    names = {re.sub("[-_.]+", "-", name.lower()) for found in names for name in found}
+    if re.sub("[-_.]+", "-", answers["project_slug"].lower()) in names:
+        return (
+            f"project_slug {answers['project_slug']!r} is the name of a package that the project "
+            "needs; choose another, such as my-sft."
+        )
+    return None
 
 
 def missing_text(answers):

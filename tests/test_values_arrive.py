@@ -97,6 +97,8 @@ ARRIVE = {
     "--report_to tensorboard wandb": ("report_to", ["tensorboard", "wandb"]),
     "--label_names labels": ("label_names", ["labels"]),
     '--lr_scheduler_kwargs={"num_cycles": 2}': ("lr_scheduler_kwargs", {"num_cycles": 2}),
+    '--lr_scheduler_kwargs={"min_lr": 1e-5}': ("lr_scheduler_kwargs", {"min_lr": 1e-5}),
+    "--lr_scheduler_kwargs={min_lr: -2.5e+3}": ("lr_scheduler_kwargs", {"min_lr": -2500.0}),
     "--eval_strategy no": ("eval_strategy", "no"),
     "--optim=adafactor": ("optim", "adafactor"),
     "--lr_scheduler_type linear": ("lr_scheduler_type", "linear"),
@@ -172,6 +174,12 @@ def test_what_is_wrong_in_config_yaml_is_named_before_a_model_is_loaded(
     with edited(project, old, new):
         said = in_project(project, says, "train", ["--base_model_path=./nowhere"])
     assert sentence in said and len(said.splitlines()) == 1
+
+
+def test_numbers_in_a_mapping_of_config_yaml_are_numbers(project):
+    with edited(project, "seed: 42", "lr_scheduler_kwargs: {min_lr: 1e-5, late: .5E3, name: e5}"):
+        found = in_project(project, values, [])
+    assert found["lr_scheduler_kwargs"] == {"min_lr": 1e-5, "late": 500.0, "name": "e5"}
 
 
 def trained_with(options: list[str]) -> dict:

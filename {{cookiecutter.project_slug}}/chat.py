@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TextStreamer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.adapter import load_trained
-from sft.config import load_config, parse, run
+from sft.config import harmless, load_config, parse, run
 from sft.model import load_tokenizer
 
 
@@ -54,12 +54,19 @@ def prompts(given: str) -> Iterator[str]:
         yield prompt
 
 
+class Answer(TextStreamer):
+    """Prints an answer while it is generated; nothing in it reaches the terminal as a command."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(harmless(text), stream_end)
+
+
 def reply(model: PreTrainedModel, tokenizer: Tokenizer, messages: list[dict], **how) -> str:
     """Print and return the model's next turn, up to its end-of-turn token."""
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     ).to(model.device)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = Answer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     output = model.generate(**inputs, streamer=streamer, **how)
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 

@@ -18,7 +18,8 @@ from sft.collator import get_collator
 from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
 from sft.machine import choose, find_card
-from sft.model import load_model, load_tokenizer
+from sft.model import load_model, load_tokenizer, share_files
+from sft.preflight import check_model, check_settings, check_tokens
 from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> Path:
         overrides = smoke_overrides(overrides)
     args, training_args = load_config(overrides, choose)
     check_adapter(args)
+    check_settings(training_args)
+    embeddings = check_model(args)
     set_seed(training_args.seed)
 
     with training_args.main_process_first():  # the others find it in the cache
@@ -45,6 +48,7 @@ def main(argv: list[str]) -> Path:
         examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
     check_evaluation(training_args, examples)
+    check_tokens(examples, tokenizer, embeddings)
     this_run = describe_run(training_args, args, examples)
     checkpoint = checkpoint_to_resume(training_args, args, this_run)
 
@@ -88,6 +92,7 @@ def main(argv: list[str]) -> Path:
     trainer.save_model(unfinished)  # the adapter or the model, and the tokenizer with its template
     if trainer.is_world_process_zero():
         stop_at(model, stop_tokens(tokenizer)).save_pretrained(unfinished)
+        share_files(unfinished)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
         show_summary(trainer, reports["train"], overrides)
         seal(unfinished, this_run)

@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sft.config import parse, read_values, run
+from sft.config import harmless, parse, read_values, run
 from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, NoCount, count_for, memory
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB
@@ -143,10 +143,10 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def print_all(step: Step, cards: tuple) -> None:
     """The parts of the peak, the sizes, the cards, and what would help."""
-    now = step.memory()
+    now, name = step.memory(), harmless(step.settings["base_model_path"])
     print(
-        f"{step.settings['base_model_path']}: {now.parameters:,} parameters, {now.quantized:,} of "
-        f"them quantized; {now.trainable:,} are trained.\n"
+        f"{name}: {now.parameters:,} parameters, {now.quantized:,} of them quantized; "
+        f"{now.trainable:,} are trained.\n"
     )
     longest = max(now.parts.values())
     parts = [

@@ -4,7 +4,10 @@ Importing this file imports no torch, so that `python vram.py` answers at once.
 """
 
 import difflib
+import errno
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,8 +32,26 @@ HELP = """
 Each key of config.yaml is an option as well, for one run: --max_length 2048, --report_to=none.
 So is any other field of transformers.TrainingArguments.
 """
+POSITIVE = ["per_device_train_batch_size", "per_device_eval_batch_size", "save_steps", "max_steps"]
+POSITIVE += ["gradient_accumulation_steps", "num_train_epochs"]
 NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 NAMES |= {str: "text", list: "a list", dict: "a mapping"}
+# what makes a terminal do something or reorder its text; line feed and tab may pass
+CONTROL = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML 1.1, but 1e-5 is a number, as in YAML 1.2 and Python."""
+
+
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    [*"-+.0123456789"],
+)
 
 
 @dataclass(kw_only=True)
@@ -69,11 +90,18 @@ OURS = {key: kind for key, kind in get_type_hints(ProjectArguments).items() if k
 
 
 def run(main: Callable[[list[str]], Any], interrupted: str | int = 130) -> None:
-    """Call a script's `main`; Ctrl-C ends it with `interrupted` instead of a traceback."""
+    """Call a script's `main`; Ctrl-C ends it with `interrupted`, a refusal or a full disk with a
+    sentence."""
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(interrupted)
+    except SystemExit as ended:
+        sys.exit(harmless(ended.code) if isinstance(ended.code, str) else ended.code)
+    except OSError as error:
+        if error.errno not in NO_WRITING:
+            raise
+        sys.exit(harmless(f"{error}: make room or permit it, or name another folder."))
 
 
 def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, list[str]]:
@@ -145,6 +173,9 @@ def typed_values(overrides: list[str]) -> dict[str, Any]:
     every = (*fields(TrainingArguments), *fields(ProjectArguments))
     values = {each.name: each.default for each in every if each.default is not MISSING}
     values |= dict.fromkeys(MAY_BE_AUTO, AUTO) | read_values(overrides, kinds | others)
+    for key in POSITIVE:
+        if values[key] <= 0 and values[key] != getattr(TrainingArguments, key):  # -1: no max_steps
+            raise SystemExit(f"config.yaml or the command line: {key} must be above 0.")
     if values["activation_checkpointing"] == AUTO and values["gradient_checkpointing"] is not None:
         values["activation_checkpointing"] = values["gradient_checkpointing"]  # its older name
     return values | {"adapter": {key: values[key] for key in others}}
@@ -162,12 +193,17 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
 def say(text: str) -> None:
     """Print from the first process alone."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(text, file=sys.stderr)
+        print(harmless(text), file=sys.stderr)
+
+
+def harmless(text: str) -> str:
+    """The text with U+FFFD for each character that would command a terminal."""
+    return CONTROL.sub("\ufffd", text)
 
 
 def _config_yaml() -> dict[str, Any]:
     try:
-        values = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+        values = yaml.load((ROOT / "config.yaml").read_text(encoding="utf-8"), Yaml)
     except (OSError, ValueError, yaml.YAMLError) as error:
         mark, why = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         line = f", line {mark.line + 1}," if mark else ""
@@ -207,6 +243,8 @@ def _typed(key: str, given: Any, annotation: Any) -> Any:
     elif given == []:
         readings = [True, given]  # a switch, such as --smoke
     for value in readings:
+        if isinstance(value, float) and not math.isfinite(value):
+            continue
         if Any in allowed or type(value) in allowed or value in allowed:
             return value
         if type(value) is int and float in allowed:
@@ -232,7 +270,7 @@ def _allowed(annotation: Any) -> list:
 
 def _read(text: str) -> Any:
     """A number, true, a list or a mapping; any other text stays as it is, blanks included."""
-    for read in (int, float, yaml.safe_load):  # YAML alone takes 1e-4 for text
+    for read in (int, lambda text: yaml.load(text, Yaml)):  # to YAML alone, 010 is 8
         with suppress(ValueError, yaml.YAMLError):
             value = read(text)
             return text if value is None or isinstance(value, str) else value
@@ -244,5 +282,5 @@ def _make(arguments: type, values: dict[str, Any]) -> Any:
     names = {each.name for each in fields(arguments)} & values.keys()
     try:
         return arguments(**{name: values[name] for name in names})
-    except (ValueError, ImportError) as error:  # both dataclasses check their values
+    except Exception as error:  # both dataclasses check their values
         raise SystemExit(f"config.yaml or the command line: {error}") from None

@@ -448,7 +448,10 @@ def model_on_meta(config, args: ProjectArguments) -> tuple[PreTrainedModel, int,
     quantization = quantization_config(dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=args.attn_implementation
+            config,
+            dtype=dtype,
+            attn_implementation=args.attn_implementation,
+            trust_remote_code=False,
         )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if quantization:

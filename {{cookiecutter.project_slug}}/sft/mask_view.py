@@ -1,16 +1,31 @@
 """The mask drawn as coloured tokens."""
 
 import os
+from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
 
 from rich.console import Console
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sft.config import harmless
+
 SHOWN = 600  # characters of a long prompt that the terminal shows
-console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # one process speaks
+
+
+class SafeConsole(Console):
+    """Prints every text as it is, without markup, and what would command the terminal as U+FFFD."""
+
+    def render(self, *args, **kwargs) -> Iterable[Segment]:
+        for part in super().render(*args, **kwargs):
+            yield part if part.control else part._replace(text=harmless(part.text))
+
+
+quiet = os.environ.get("RANK", "0") != "0"  # one process speaks
+console = SafeConsole(stderr=True, quiet=quiet, markup=False, emoji=False)
 
 
 def pieces(example: dict, tokenizer: Tokenizer) -> list[tuple[str, list[int], bool]]:
@@ -34,7 +49,7 @@ def show(title: str, example: dict, tokenizer: Tokenizer, padding: int = 0) -> N
     """Draw one example in the terminal: green is trained on, grey is only read, · is padding."""
     text = Text()
     for trained, run in groupby(pieces(example, tokenizer), key=itemgetter(2)):
-        words = "".join(words for words, _, _ in run)
+        words = harmless("".join(words for words, _, _ in run))
         if trained:
             text.append("▶", "bold yellow").append(words, "green").append("◀", "bold yellow")
             continue

@@ -1,5 +1,9 @@
 """The base model and its tokenizer."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -20,7 +24,7 @@ def supported_dtype(name: str) -> torch.dtype:
 
 def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
     """The tokenizer in `path`; exits where it has no chat template or no fast version."""
-    tokenizer = _load(AutoTokenizer, path, revision=revision)
+    tokenizer = load(AutoTokenizer, path, revision=revision)
     name = f"The tokenizer of {path!r}"
     if not tokenizer.chat_template:
         raise SystemExit(f"{name} has no chat template; choose an instruction-tuned model.")
@@ -45,16 +49,27 @@ def load_model(args: ProjectArguments, dtype: torch.dtype | None = None) -> PreT
 def load_whole(path: str, args: ProjectArguments, **kwargs) -> PreTrainedModel:
     """The model in `path` as it was saved, in its own dtype if `kwargs` do not say another."""
     kwargs |= {"attn_implementation": args.attn_implementation, "use_safetensors": True}
-    return _load(AutoModelForCausalLM, path, **kwargs)
+    return load(AutoModelForCausalLM, path, **kwargs)
 
 
-def _load(kind: type, path: str, **kwargs) -> PreTrainedModel | Tokenizer:
-    """A wrong path or a gated model ends in a sentence, not in a traceback."""
+def share_files(folder: Path) -> None:
+    """Give each file in `folder` the mode that the umask says; safetensors writes for one user."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
+
+
+def load(kind: type, path: str, **kwargs) -> Any:
+    """`kind.from_pretrained`; a wrong path or a gated model ends in a sentence, not a traceback."""
     try:
         return kind.from_pretrained(path, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, ImportError) as error:
-        raise SystemExit(
-            f"base_model_path {path!r} cannot be loaded: {str(error).strip().splitlines()[0]} "
-            "(offline, --smoke needs no download; for a gated model accept its licence "
-            "on the Hub, then `hf auth login`)"
-        ) from None
+        why = str(error).strip().splitlines()[0]
+        if isinstance(error, OSError):
+            why += (
+                " (offline, --smoke needs no download; for a gated model accept its licence "
+                "on the Hub, then `hf auth login`)"
+            )
+        raise SystemExit(f"base_model_path {path!r} cannot be loaded: {why}") from None

@@ -5,12 +5,14 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sft.config import ROOT, project_arguments, say
 from sft.rows import is_local
@@ -24,8 +26,12 @@ TINY = {  # multiples of 64: quantized weights share a scale by blocks
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "max_position_embeddings": 8192,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **{"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 64),
+    **{"depth": 2, "num_heads": 4, "out_hidden_size": 64},  # of towers for images
 }
+LARGEST = 50_000_000  # parameters of a twin
 FEW = """
 --max_steps=6 --logging_steps=1 --eval_steps=3 --save_steps=3 --num_train_epochs=1
 --gradient_accumulation_steps=1 --report_to=none --activation_checkpointing=true
@@ -39,7 +45,7 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
     with PartialState(cpu=True).main_process_first():
         if PartialState().is_main_process:
             shutil.rmtree(ROOT / output_dir, ignore_errors=True)
-            build_twin(ROOT / output_dir / "twin", args.base_model_path)
+            build_twin(ROOT / output_dir / "twin", args.base_model_path, 8 * args.max_length)
     local = is_local(args.dataset)
     train_split = args.train_split.partition("[")[0] if local else "train"
     return [
@@ -55,23 +61,48 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
     ]
 
 
-def build_twin(folder: Path, base_model_path: str) -> None:
-    """Save a random tiny model of the base model's architecture, with a tokenizer, in `folder`."""
+def build_twin(folder: Path, base_model_path: str, positions: int = 8192) -> None:
+    """Save a random tiny model of the base model's architecture, with a tokenizer, in `folder`.
+
+    Exits where the architecture cannot be made tiny.
+    """
     local, bundled = ROOT / base_model_path / "config.json", ROOT / "base_model/config.json"
     shape = json.loads((local if local.exists() else bundled).read_text(encoding="utf-8"))
     tokenizer = build_tokenizer()
-    config = AutoConfig.for_model(
-        shape["model_type"],
-        **TINY,
-        vocab_size=len(tokenizer),
-        tie_word_embeddings=shape.get("tie_word_embeddings", False),
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    tiny = TINY | {
+        "max_position_embeddings": positions,
+        "vocab_size": len(tokenizer),
+        "tie_word_embeddings": shape.get("tie_word_embeddings", False),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    try:
+        config = AutoConfig.for_model(**shrink(shape, tiny))
+        make = partial(AutoModelForCausalLM.from_config, config, trust_remote_code=False)
+        with torch.device("meta"):
+            if make().num_parameters() > LARGEST:
+                raise ValueError("its parts stay large")
+        model = make(dtype=torch.float32)
+    except Exception as error:  # an architecture can ask anything of its sizes
+        why = f"{shape.get('model_type')!r}: {' '.join(str(error).split())}"
+        raise SystemExit(f"--smoke has no tiny twin of the architecture {why[:300]}") from None
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def shrink(shape: dict, tiny: dict) -> dict:
+    """The config.json of that architecture with `tiny` in place of sizes, nested ones included.
+
+    All other values are the architecture's defaults.
+    """
+    small = tiny | {"model_type": shape["model_type"]}
+    for key, kind in CONFIG_MAPPING[shape["model_type"]].sub_configs.items():
+        part = {"model_type": getattr(kind, "model_type", "")} | (shape.get(key) or {})
+        if part["model_type"] in CONFIG_MAPPING:
+            small[key] = shrink(part, tiny)
+    return small
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,108 @@
+"""What cannot be trained is refused before the weights are loaded: model, tokenizer, settings."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_runs_can_be_trusted import SMALL, make_twin, what_is_said
+
+from conftest import in_project
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    project = bake_once.project(project_slug="suits", quantization="none", collator="seq2seq")
+    in_project(project, make_twin)
+    return project
+
+
+def base(project: Path, name: str, **config) -> list[str]:
+    """Options for a copy of the twin without weights, its config.json changed."""
+    folder = project / name
+    shutil.copytree(project / "twin", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shape = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(shape))
+    return [*SMALL, f"--output_dir={name}/out", f"--base_model_path={name}"]
+
+
+BASES = {
+    "GPTQ": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, [], "(gptq); name"),
+    "few positions": ({"max_position_embeddings": 64}, [], "knows 64 positions, and max_length"),
+    "no such attention": ({}, ["--attn_implementation=fast"], "(every model has eager)"),
+    "flash without its package": (
+        {},
+        ["--attn_implementation=flash_attention_2"],
+        "be installed. (every model has eager)",
+    ),
+    "no causal model": ({"model_type": "t5"}, [], "Unrecognized configuration class"),
+    "code of its own": (
+        {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}},
+        [],
+        "contains custom code",
+    ),
+}
+
+
+@pytest.mark.parametrize("config, options, sentence", BASES.values(), ids=BASES)
+def test_a_base_that_does_not_suit_is_refused(project, config, options, sentence, request):
+    words = [*base(project, request.node.callspec.id.replace(" ", "-"), **config), *options]
+    said = in_project(project, what_is_said, words)
+    assert sentence in said and "licence" not in said and len(said.splitlines()) == 1, said
+
+
+def test_an_adapter_is_no_base(project):
+    options = base(project, "adapted")
+    (project / "adapted/adapter_config.json").write_text("{}")
+    assert "'adapted' holds an adapter; merge it" in in_project(project, what_is_said, options)
+
+
+def test_a_token_without_embedding_is_named(project):
+    options = base(project, "token")
+    file = project / "token/tokenizer.json"
+    vocabulary = json.loads(file.read_text())
+    new = vocabulary["added_tokens"][-1] | {"id": 1024, "content": "dinner", "special": False}
+    vocabulary["added_tokens"].append(new)
+    file.write_text(json.dumps(vocabulary))
+    said = in_project(project, what_is_said, [*options, "--prompt_template={dialogue} dinner"])
+    assert "the token 'dinner', number 1,025, and the model has 1,024 embeddings" in said
+
+
+SETTINGS = {
+    "--report_to wandb": "pip install wandb",
+    "--optim adamw_torch_8bit": "torchao",
+    "--use_liger_kernel true": "liger-kernel",
+    "--per_device_train_batch_size 0": "per_device_train_batch_size must be above 0",
+    "--per_device_eval_batch_size -1": "per_device_eval_batch_size must be above 0",
+    "--gradient_accumulation_steps 0": "gradient_accumulation_steps must be above 0",
+    "--max_steps 0": "max_steps must be above 0",
+    "--num_train_epochs 0": "num_train_epochs must be above 0",
+    "--learning_rate nan": "learning_rate must be a number",
+    "--weight_decay=.nan": "weight_decay must be a number",
+    "--learning_rate -1": "Invalid learning rate: -1",
+    "--adam_beta1 2": "Invalid beta parameter",
+    "--optim_args one": "config.yaml or the command line: ",
+    "--lr_scheduler_type cosine_with_min_lr": "min_lr",
+    '--lr_scheduler_kwargs={"turns":3}': "unexpected keyword argument 'turns'",
+    '--accelerator_config={"turns":3}': "unexpected keyword argument 'turns'",
+    "--dataloader_num_workers -1": "num_workers option should be non-negative",
+    "--fsdp full_shard": "Using fsdp only works in distributed training",
+}
+
+
+@pytest.mark.parametrize("options, sentence", SETTINGS.items(), ids=SETTINGS)
+def test_a_setting_that_the_trainer_refuses_is_refused_at_the_start(project, options, sentence):
+    words = ["--dataset=nowhere.jsonl", "--output_dir=start", *options.split(" ")]
+    said = in_project(project, what_is_said, [*SMALL, *words])
+    assert sentence in said and len(said.splitlines()) == 1, said
+
+
+PASSES = ["--label_smoothing_factor=0.1", "--train_sampling_strategy=group_by_length"]
+PASSES += ["--optim=paged_adamw_8bit", "--lr_scheduler_type=reduce_lr_on_plateau", "--bf16=true"]
+PASSES += ["--optim=adafactor", "--torch_compile=true", "--neftune_noise_alpha=5"]
+
+
+@pytest.mark.parametrize("option", PASSES)
+def test_a_setting_that_works_is_not_refused(project, option):
+    words = [*SMALL, "--dataset=nowhere.jsonl", "--output_dir=start", option]
+    assert "'nowhere.jsonl' does not exist" in in_project(project, what_is_said, words)

@@ -1,0 +1,78 @@
+"""Checks before the weights are loaded: do settings, model and tokenizer suit each other?"""
+
+from contextlib import suppress
+from copy import copy
+
+import pyarrow.compute as pc
+import torch
+import transformers
+from datasets import Dataset
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from sft.config import ProjectArguments
+from sft.model import load
+
+
+def check_settings(args: TrainingArguments) -> None:
+    """Exit at what the Trainer would refuse, or has no package for, by making one of no model."""
+    args, model = copy(args), nn.Linear(1, 1)
+    args.push_to_hub, model.config = False, PreTrainedConfig()
+    rows = [{"input_ids": [0], "labels": [0], "length": 1}]
+    try:
+        if args.use_liger_kernel:
+            apply_liger_kernel(model, args.liger_kernel_config)
+        trainer = transformers.Trainer(model, args, train_dataset=rows, eval_dataset=rows)
+        trainer.get_train_dataloader(), trainer.get_eval_dataloader()
+        if not args.optim_target_modules:  # of which this model has none
+            trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    except Exception as error:
+        why = " ".join(str(error).split())[:300]
+        raise SystemExit(f"config.yaml or the command line: {why}") from None
+
+
+def check_model(args: ProjectArguments) -> int:
+    """Exit where config.json does not suit config.yaml; returns how many tokens have embeddings."""
+    name = f"base_model_path {args.base_model_path!r}"
+    with suppress(OSError):  # no such path: loading config.json says so
+        if find_adapter_config_file(args.base_model_path, revision=args.revision):
+            fix = "merge it into its base and name that folder."
+            raise SystemExit(f"{name} holds an adapter; {fix}")
+    config = load(AutoConfig, args.base_model_path, revision=args.revision)
+    if stored := getattr(config, "quantization_config", None):
+        method = dict(stored).get("quant_method", "some format")
+        raise SystemExit(f"{name} is stored quantized ({method}); name the model in 16 bits.")
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and args.max_length > positions:
+        raise SystemExit(
+            f"{name} knows {positions:,} positions, and max_length is {args.max_length:,}: lower "
+            "max_length, or raise max_position_embeddings in its config.json."
+        )
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=args.attn_implementation, trust_remote_code=False
+            )
+    except (ValueError, ImportError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise SystemExit(
+            f"{name} with attn_implementation {args.attn_implementation!r}: {why} "
+            "(every model has eager)"
+        ) from None
+    return model.get_input_embeddings().num_embeddings
+
+
+def check_tokens(examples: dict[str, Dataset], tokenizer: Tokenizer, embeddings: int) -> None:
+    """Exit where an example has a token that the model has no embedding for."""
+    for rows in examples.values():
+        highest = pc.max(pc.list_flatten(rows.data.column("input_ids"))).as_py() or 0
+        if highest >= embeddings:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            raise SystemExit(
+                f"The tokenizer has the token {token!r}, number {highest + 1:,}, and the model has "
+                f"{embeddings:,} embeddings: resize those (resize_token_embeddings) and save it, "
+                "or take the token out."
+            )
