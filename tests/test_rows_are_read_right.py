@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from bad_rows import FILES, TURNS
 from conftest import in_project
 
 GOOD = [{"dialogue": f"d{n}", "summary": f"s{n}"} for n in range(4)]
 
 
-def load(dataset: str, train_split: str = "train", eval_split: str = "validation") -> tuple:
+def load(dataset: str | list, train_split: str = "train", eval_split: str = "validation") -> tuple:
     from sft.config import project_arguments
     from sft.rows import load_rows
 
@@ -21,7 +22,13 @@ def load(dataset: str, train_split: str = "train", eval_split: str = "validation
         rows = load_rows(args)
     except SystemExit as error:
         return str(error), None
-    return rows["train"].to_list(), "evaluation" in rows and rows["evaluation"].to_list()
+    return plain_rows(rows["train"]), "evaluation" in rows and plain_rows(rows["evaluation"])
+
+
+def plain_rows(rows) -> list[dict]:
+    from sft.files import plain
+
+    return [{column: plain(value) for column, value in row.items()} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +68,64 @@ def test_csv_keeps_what_looks_like_something_else(project, tmp_path):
     assert values == [("NA", "007"), ("null", "1.50"), ("", "True")]
 
 
-BROKEN = {
-    "not UTF-8": ("jsonl", jsonl(GOOD).encode() + '{"dialogue": "é"}\n'.encode("latin-1"), 5),
-    "cut off": ("jsonl", jsonl(GOOD).encode()[:-12], 4),
-    "no object": ("jsonl", jsonl(GOOD).encode() + b'["d", "s"]\n', 5),
-    "JSON cut off": ("json", json.dumps(GOOD, indent=1).encode()[:-9], 16),
-    "CSV not UTF-8": ("csv", "dialogue,summary\nd,é\n".encode("latin-1"), 2),
-    "CSV cut off": ("csv", b'dialogue,summary\nd,s\nd,"s', 3),
-    "unquoted comma": ("csv", b"dialogue,summary\nd,s,t\n", 2),
-    "unquoted comma later": ("csv", b"dialogue,summary\nd,s\nd,s,t\n", 3),
-}
+def outcomes(cases: list[tuple], folder: Path) -> list:
+    """What becomes of each file: a sentence, or for each row its trained words or why it has none."""
+    import signal
+
+    from sft.config import project_arguments
+    from sft.examples import _encode_batch
+    from sft.files import read_rows
+    from sft.format import columns
+    from sft.twin import build_tokenizer
+
+    args, tokenizer, found = project_arguments([]), build_tokenizer(), []
+    signal.alarm(300)  # no file may hang the reader
+    for number, (name, content, _) in enumerate(cases):
+        path = folder / f"{number}" / name
+        path.parent.mkdir()
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        try:
+            rows = list(read_rows([path], columns(args)))
+        except SystemExit as error:
+            found.append(str(error))
+            continue
+        batch = {column: [row[column] for row in rows] for column in columns(args)}
+        became = []
+        for example in _encode_batch(batch, tokenizer, args).to_pylist():
+            trained = [label for label in example["labels"] if label != -100]
+            became.append(("skipped", example["reason"]) if example["reason"] else trained)
+        decode = tokenizer.decode
+        found.append([one if isinstance(one, tuple) else decode(one[:-1]) for one in became])
+    return found
 
 
-@pytest.mark.parametrize("suffix, content, line", BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_file_is_named_with_its_line(project, tmp_path, suffix, content, line):
-    path = tmp_path / f"rows.{suffix}"
-    path.write_bytes(content)
-    said, _ = in_project(project, load, str(path))
-    assert isinstance(said, str), said
-    assert str(path) in said and f"line {line} " in said and "\n" not in said
+@pytest.mark.parametrize("form, column", [("prompt_response", FILES), ("messages", TURNS)])
+def test_a_file_is_read_as_it_says_or_refused_with_its_line(bake_once, tmp_path, form, column):
+    project = bake_once.project(project_slug=f"reader-{form}", dataset_format=form)
+    wrong = []
+    for (name, content, wanted), became in zip(
+        column, in_project(project, outcomes, column, tmp_path), strict=True
+    ):
+        if isinstance(became, str):
+            line = f", line {wanted[1]}:" if wanted[1] else ""
+            is_right = wanted[0] == "fault" and all(
+                words in became for words in (f"{tmp_path}", f"{name}{line}", wanted[2])
+            )
+            is_right = is_right and "\n" not in became
+        else:
+            is_right = wanted[0] != "fault" and len(wanted) == len(became)
+            for one, other in zip(wanted, became, strict=False) if is_right else ():
+                if isinstance(one, tuple) and isinstance(other, tuple):
+                    is_right &= other[1].startswith(one[1])
+                else:
+                    is_right &= one == other
+        if not is_right:
+            wrong.append(f"{name} {content[:90]!r}: {became} instead of {wanted}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_are_two_hundred_of_them():
+    assert len(FILES) + len(TURNS) >= 200
 
 
 @pytest.mark.parametrize(
@@ -174,25 +220,9 @@ def test_too_many_rows_skipped_stop_the_run_and_each_cause_is_named(project):
     assert used == 19 and sum(skipped.values()) == 1  # 5% and no more
 
 
-def test_a_number_among_texts_is_skipped(project, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(jsonl([*GOOD, {"dialogue": 5, "summary": "s"}]))
-    used, skipped, _ = in_project(project, prepare_file, str(path))
-    assert (used, skipped) == (4, {"column 'dialogue' is int, not text": 1})
-
-
-def prepare_file(path: str) -> tuple:
-    return prepare_rows(load(path)[0], "--max_skipped=1")
-
-
 def test_where_no_row_is_left_the_run_stops_with_a_sentence(project):
     said, _, _ = in_project(project, prepare_rows, GOOD, "--max_length=3", "--max_skipped=1")
     assert "4 of 4" in said and "none is left" in said and "longer than max_length" in said
-
-
-def test_a_missing_column_is_named_beside_those_there(project):
-    said, _, _ = in_project(project, prepare_rows, [{"text": "t", "summary": "s"}])
-    assert "'dialogue'" in said and "text, summary" in said
 
 
 def test_usable_rows_are_held_out_where_there_are_no_others_to_evaluate(project):
