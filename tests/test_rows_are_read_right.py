@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-
 from bad_rows import FILES, TURNS
+
 from conftest import in_project
 
 GOOD = [{"dialogue": f"d{n}", "summary": f"s{n}"} for n in range(4)]
@@ -69,7 +69,7 @@ def test_csv_keeps_what_looks_like_something_else(project, tmp_path):
 
 
 def outcomes(cases: list[tuple], folder: Path) -> list:
-    """What becomes of each file: a sentence, or for each row its trained words or why it has none."""
+    """What becomes of each file: a sentence, or each row's trained words or why it has none."""
     import signal
 
     from sft.config import project_arguments

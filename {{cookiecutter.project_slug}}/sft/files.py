@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from os.path import commonpath
 from pathlib import Path
@@ -67,7 +67,7 @@ def _names(files: list[Path]) -> str:
     return first if len(files) <= 20 else f"{first} and {len(files) - 20:,} more"
 
 
-def read_rows(files: list[Path], columns: list[str]) -> Iterator[dict[str, bytes]]:
+def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, bytes]]:
     """The columns of each row as JSON, exactly; exits at the first fault of a file.
 
     Arrow's readers would make timestamps of texts, one type of all that a column holds, and nulls
@@ -93,7 +93,7 @@ def read_rows(files: list[Path], columns: list[str]) -> Iterator[dict[str, bytes
     check_columns(columns, names, f"{files[0]}")
 
 
-def check_columns(columns: list[str], names: Iterable[str], source: str) -> None:
+def check_columns(columns: Sequence[str], names: Iterable[str], source: str) -> None:
     """Exit where a column is missing, and name those that are there."""
     for column in columns:
         if column not in names:
@@ -133,11 +133,11 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
-def _jsonl(lines: Lines, columns: list[str]) -> Iterator[object]:
+def _jsonl(lines: Lines, columns: Sequence[str]) -> Iterator[object]:
     return (DECODER.decode(line) for line in lines if line.strip())
 
 
-def _json(lines: Lines, columns: list[str]) -> Iterator[object]:
+def _json(lines: Lines, columns: Sequence[str]) -> Iterator[object]:
     """The rows of one list, or one after the other: JSON Lines under another name."""
     text, at, counted, gap = "".join(lines).rstrip(), 0, 0, re.compile(r"[\s,]*")
     lines.number, is_list = 1, text.startswith("[")
@@ -156,7 +156,7 @@ def _json(lines: Lines, columns: list[str]) -> Iterator[object]:
         at = gap.match(text, at).end()
 
 
-def _csv(lines: Lines, columns: list[str]) -> Iterator[dict]:
+def _csv(lines: Lines, columns: Sequence[str]) -> Iterator[dict]:
     """Every value as text: "007" is no number, "NA" no missing value."""
     rows, last = csv.DictReader(lines, strict=True), 0
     try:
@@ -172,7 +172,7 @@ def _csv(lines: Lines, columns: list[str]) -> Iterator[dict]:
         raise
 
 
-def _parquet(lines: Lines, columns: list[str]) -> Iterator[dict]:
+def _parquet(lines: Lines, columns: Sequence[str]) -> Iterator[dict]:
     with ParquetFile(lines.file) as file:
         names = dict.fromkeys(file.schema_arrow.names)
         for batch in file.iter_batches(1000, columns=[one for one in columns if one in names]):

@@ -67,7 +67,7 @@ def _read(files: list[Path], named: list[str]) -> Dataset:
     return Dataset.from_generator(
         read_rows,
         features=Features({column: Value("large_binary") for column in named}),
-        gen_kwargs={"files": files, "columns": named},
+        gen_kwargs={"files": (*files,), "columns": (*named,)},  # lists would be shards
         cache_dir=str(CACHE),
         fingerprint=Hasher.hash([contents, named, code()]),
     )
