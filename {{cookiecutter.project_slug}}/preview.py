@@ -17,6 +17,7 @@ import numpy as np
 from jinja2 import Template
 from rich.text import Text
 
+from sft.cache import clean_cache
 from sft.config import ROOT, load_config, parse, run, say
 from sft.examples import encode_rows
 from sft.files import plain
@@ -24,7 +25,7 @@ from sft.mask_view import console, pieces, share, show
 from sft.model import load_tokenizer
 from sft.report import show_rows
 from sft.row_report import RowReport
-from sft.rows import clean_cache, load_rows
+from sft.rows import load_rows
 from sft.twin import smoke_overrides
 
 FIRST, LONGEST, SKIPPED = 5, 2, 5  # how many rows are shown; of those skipped, for each reason

@@ -11,15 +11,14 @@ import pyarrow
 import tokenizers
 import transformers
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sft.cache import CACHE, fingerprint
 from sft.config import ProjectArguments
 from sft.files import plain
 from sft.format import DatasetArguments, mask_options, to_messages
 from sft.mask import encode_batch
 from sft.row_report import RowReport, refuse_too_many
-from sft.rows import CACHE, code
 
 FEATURES = Features(
     {
@@ -50,9 +49,7 @@ def make_examples(
         refuse_too_many(split, report, args)
     usable, words = reports["train"].used, reports["train"].words
     _, group_of, sizes = np.unique(words, return_inverse=True, return_counts=True)
-    if "evaluation" in reports:
-        reports["evaluation"].seen = int(np.isin(reports["evaluation"].words, words).sum())
-    elif args.test_size and len(sizes) > 1:
+    if "evaluation" not in encoded and args.test_size and len(sizes) > 1:
         count = min(max(1, round(args.test_size * len(usable))), len(usable) - 1)
         count = max(count, sizes.min())  # of the groups of rows with the same words, one must fit
         seeded = np.random.default_rng(0)  # the same rows whenever the run is started again
@@ -63,6 +60,9 @@ def make_examples(
         parts = {"train": rest, "evaluation": held_out}
         encoded = {split: encoded["train"].select(part) for split, part in parts.items()}
         reports = {split: RowReport(these) for split, these in encoded.items()}
+    if "evaluation" in reports:
+        of_both = np.isin(reports["evaluation"].words, reports["train"].words)
+        reports["evaluation"].seen = int(of_both.sum())
     examples = {split: these.select(reports[split].used) for split, these in encoded.items()}
     kept = ["input_ids", "labels", "length"]
     return {split: these.select_columns(kept) for split, these in examples.items()}, reports
@@ -71,7 +71,7 @@ def make_examples(
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> Dataset:
     """Every row with the columns of `FEATURES`: tokens and labels, or the reason why not."""
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
-    fingerprint = _fingerprint(rows, tokenizer, args)
+    name = _name(rows, tokenizer, args)
     CACHE.mkdir(parents=True, exist_ok=True)
     gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
     try:
@@ -83,8 +83,8 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
             features=FEATURES,  # not to be guessed from the first rows, which may all be skipped
             desc="Tokenizing and masking",
             num_proc=processes if processes > 1 else None,  # 1 would start one
-            new_fingerprint=fingerprint,
-            cache_file_name=str(CACHE / f"{fingerprint}.arrow"),
+            new_fingerprint=name,
+            cache_file_name=str(CACHE / f"{name}.arrow"),
         )
     finally:
         gc.unfreeze()
@@ -120,11 +120,11 @@ def _words(messages: list[dict]) -> int:
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), signed=True)
 
 
-def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:
+def _name(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:
     """The name of the examples in the cache: of all that they depend on."""
-    versions = [*code(), transformers.__version__, tokenizers.__version__]
+    versions = (transformers.__version__, tokenizers.__version__)
     vocabulary = tokenizer.backend_tokenizer.to_str()
     template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it can name those
     keys = ["max_length", "control_tokens", *(field.name for field in fields(DatasetArguments))]
     settings = [getattr(args, key) for key in keys]
-    return Hasher.hash([rows._fingerprint, vocabulary, template, settings, versions])
+    return fingerprint(rows._fingerprint, vocabulary, template, settings, versions)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from os.path import commonpath
 from pathlib import Path
+from textwrap import shorten
 
 from pyarrow.parquet import ParquetFile
 
@@ -17,7 +18,8 @@ from sft.config import say
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 FAULTS = (ValueError, TypeError, RecursionError, OSError, EOFError, zlib.error, csv.Error)
-SPLITS = {"train": "train(ing)?", "validation": "val(id|idation)?|dev", "test": "test(ing)?|eval"}
+SPLITS = {"train": "train", "validation": "val|dev", "test": "test|eval"}
+ENDS = "|ing|id|idation|uation"  # train-00.jsonl, training/a.jsonl, validation.jsonl
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 csv.field_size_limit(sys.maxsize)  # Python's is 128 KB, less than a long text
 
@@ -37,7 +39,11 @@ def find_files(dataset: str | list[str]) -> dict[str, list[Path]]:
     for path in [dataset] if isinstance(dataset, str) else dataset:
         path = Path(path).expanduser()
         found = path.rglob("*") if path.is_dir() else [path]
-        for file in sorted(found if path.exists() else map(Path, glob(str(path), recursive=True))):
+        if not path.exists():
+            found = [*map(Path, glob(str(path), recursive=True))]
+            if not found:
+                raise SystemExit(f"dataset {path} does not exist (seen from {Path.cwd()}).")
+        for file in sorted(found):
             is_hidden = any(part.startswith(".") for part in file.parts[len(path.parts) :])
             if file.is_file() and kind(file) and not is_hidden:
                 read.append(file)
@@ -47,24 +53,19 @@ def find_files(dataset: str | list[str]) -> dict[str, list[Path]]:
     if not read or len(kinds) > 1:
         raise SystemExit(
             f"dataset {dataset!r} must name files of one of the kinds {', '.join(KINDS)}, such as "
-            f"'folder/*.jsonl'; found {', '.join(sorted(kinds)) or 'that it does not exist'} "
-            f"(seen from {Path.cwd()})."
+            f"'folder/*.jsonl'; found {', '.join(sorted(kinds)) or 'none'}."
         )
     top, by_split = commonpath([file.parent for file in read]), {}
     for file in read:
         name = f"/{file.relative_to(top).as_posix().lower()}"
-        named = [one for one in SPLITS if re.search(rf"/({SPLITS[one]})([-_./\d]|$)", name)]
+        named = [one for one in SPLITS if re.search(rf"/({SPLITS[one]})({ENDS})([-_./\d]|$)", name)]
         by_split.setdefault("".join(named[:1]), []).append(file)
     if "" in by_split or len(by_split) == 1:
         by_split = {"train": read}
     said = by_split | ({"left out, hidden or of another kind": left_out} if left_out else {})
-    say("   " + "; ".join(f"{what}: {_names(files)}" for what, files in said.items()))
+    for what, files in said.items():
+        say(f"   {what}: {shorten(', '.join(file.name for file in files), 2000)}")
     return by_split
-
-
-def _names(files: list[Path]) -> str:
-    first = ", ".join(file.name for file in files[:20])
-    return first if len(files) <= 20 else f"{first} and {len(files) - 20:,} more"
 
 
 def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, bytes]]:
@@ -139,13 +140,12 @@ def _jsonl(lines: Lines, columns: Sequence[str]) -> Iterator[object]:
 
 def _json(lines: Lines, columns: Sequence[str]) -> Iterator[object]:
     """The rows of one list, or one after the other: JSON Lines under another name."""
-    text, at, counted, gap = "".join(lines).rstrip(), 0, 0, re.compile(r"[\s,]*")
-    lines.number, is_list = 1, text.startswith("[")
+    text, counted, gap = "".join(lines).rstrip(), 0, re.compile(r"[\s,]*")
+    is_list = text.startswith("[")
     if is_list and not text.endswith("]"):
-        lines.number = text.count("\n") + 1
         raise ValueError("a list that does not end")
-    at, end = (gap.match(text, 1).end(), len(text) - 1) if is_list else (0, len(text))
-    while at < end:
+    at, lines.number = gap.match(text, is_list).end(), 1
+    while at < len(text) - is_list:
         lines.number, counted = lines.number + text.count("\n", counted, at), at
         try:
             row, at = DECODER.raw_decode(text, at)

@@ -2,21 +2,17 @@
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 import datasets
 from datasets import Dataset, Features, ReadInstruction, Value, concatenate_datasets, load_dataset
-from datasets.fingerprint import Hasher
 
-from sft.config import ROOT, ProjectArguments, say
+from sft.cache import CACHE, fingerprint
+from sft.config import ProjectArguments
 from sft.files import check_columns, find_files, kind, read_rows
 from sft.format import columns
 
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own sentences say what is wrong
-
-# this project's part of the cache: `python preview.py --clean` empties it
-CACHE = Path(datasets.config.HF_DATASETS_CACHE, f"{ROOT.name}-{Hasher.hash(str(ROOT))[:8]}")
 
 
 def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
@@ -69,7 +65,7 @@ def _read(files: list[Path], named: list[str]) -> Dataset:
         features=Features({column: Value("large_binary") for column in named}),
         gen_kwargs={"files": (*files,), "columns": (*named,)},  # lists would be shards
         cache_dir=str(CACHE),
-        fingerprint=Hasher.hash([contents, named, code()]),
+        fingerprint=fingerprint(contents, named),
     )
 
 
@@ -80,15 +76,3 @@ def _part(splits: dict[str, Dataset], spec: str) -> Dataset:
     return concatenate_datasets(
         [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     )
-
-
-def code() -> list[str]:
-    """The text of every file in sft/: what is cached depends on it."""
-    return [file.read_text(encoding="utf-8") for file in sorted((ROOT / "sft").rglob("*.py"))]
-
-
-def clean_cache() -> None:
-    """Delete the rows and examples that this project has cached, and say what it frees."""
-    freed = sum(file.stat().st_size for file in CACHE.rglob("*") if file.is_file())
-    shutil.rmtree(CACHE, ignore_errors=True)
-    say(f"Freed {freed / 1e6:,.1f} MB in {CACHE}.")
