@@ -281,7 +281,7 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     import sft.rows
     from sft.config import load_config
     from sft.examples import make_examples
-    from sft.files import plain
+    from sft.files import plain_row
 
     tokenizer = seen["tokenizer"]
     rows = sft.rows.load_rows(load_config(seen["words"])[0])["train"].select(range(8))
@@ -313,7 +313,7 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     assert max(len(one["input_ids"]) for one in short) <= limit
     fewer, _ = examples(max_length=limit, max_skipped=1)
     assert len(fewer) == sum(length <= limit for length in lengths)
-    first, second = ({key: plain(value) for key, value in rows[at].items()} for at in (0, 1))
+    first, second = (plain_row(rows[at]) for at in (0, 1))
     forged = Dataset.from_list([forging(first, answers), second])
     for control_tokens, used in (("refuse", 1), ("escape", 2)):
         these, _ = examples(forged, control_tokens=control_tokens, max_skipped=1)

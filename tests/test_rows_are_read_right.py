@@ -26,9 +26,9 @@ def load(dataset: str | list, train_split: str = "train", eval_split: str = "val
 
 
 def plain_rows(rows) -> list[dict]:
-    from sft.files import plain
+    from sft.files import plain_row
 
-    return [{column: plain(value) for column, value in row.items()} for row in rows]
+    return [*map(plain_row, rows)]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_a_folder_is_read_by_what_is_in_it_and_each_file_is_named(project, tmp_p
     every, one, two, globbed, ending, (said, _) = in_project(project, loaded_from, paths)
     assert every[0] == ["d0", "d2", "d1"] and one[0] == ["d0"] and two[0] == ["d2", "d0"]
     assert globbed[0] == ["d0", "d2"] and ending[0] == ["d0", "d1"]
-    assert "no.jsonl does not exist" in said
+    assert "'no.jsonl' does not exist" in said
     assert "train: part-a.jsonl, b.jsonl, train-extra.JSONL\n" in every[1]
     left_out = ".B.JSONL, c.jsonl, LICENSE, a.jsonl.bak, a.jsonl~, notes.txt\n"
     assert f"left out, hidden or of another kind: {left_out}" in every[1]

@@ -20,7 +20,7 @@ from rich.text import Text
 from sft.cache import clean_cache
 from sft.config import ROOT, load_config, parse, run, say
 from sft.examples import encode_rows
-from sft.files import plain
+from sft.files import plain_row
 from sft.mask_view import console, pieces, share, show
 from sft.model import load_tokenizer
 from sft.report import show_rows
@@ -57,8 +57,7 @@ def main(argv: list[str]) -> Path:
     skipped = []
     for those in report.skipped.values():
         for number, _ in those[:SKIPPED]:
-            row, reason = rows[number - 1], encoded[number - 1]["reason"]
-            row = {column: plain(value) for column, value in row.items()}
+            row, reason = plain_row(rows[number - 1]), encoded[number - 1]["reason"]
             title = f"row {number} is skipped: {reason}"
             skipped.append((title, row))
             console.print(Text(title, "red"))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.cache import CACHE, fingerprint
 from sft.config import ProjectArguments
-from sft.files import plain
+from sft.files import plain_row
 from sft.format import DatasetArguments, mask_options, to_messages
 from sft.mask import encode_batch
 from sft.row_report import RowReport, refuse_too_many
@@ -97,7 +97,7 @@ def _encode_batch(
     conversations = []
     for values in zip(*batch.values(), strict=True):
         try:
-            row = dict(zip(batch, map(plain, values), strict=True))
+            row = plain_row(dict(zip(batch, values, strict=True)))
             conversations.append(to_messages(row, args))
         except ValueError as error:
             conversations.append(error)

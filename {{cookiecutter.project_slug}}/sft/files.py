@@ -36,13 +36,13 @@ def find_files(dataset: str | list[str]) -> dict[str, list[Path]]:
     The splits are those that all files, or their folders, are named after; else all are "train".
     """
     read, left_out = [], []
-    for path in [dataset] if isinstance(dataset, str) else dataset:
-        path = Path(path).expanduser()
+    for given in [dataset] if isinstance(dataset, str) else dataset:
+        path = Path(given).expanduser()
         found = path.rglob("*") if path.is_dir() else [path]
         if not path.exists():
             found = [*map(Path, glob(str(path), recursive=True))]
             if not found:
-                raise SystemExit(f"dataset {path} does not exist (seen from {Path.cwd()}).")
+                raise SystemExit(f"dataset {given!r} does not exist (seen from {Path.cwd()}).")
         for file in sorted(found):
             is_hidden = any(part.startswith(".") for part in file.parts[len(path.parts) :])
             if file.is_file() and kind(file) and not is_hidden:
@@ -103,6 +103,11 @@ def check_columns(columns: Sequence[str], names: Iterable[str], source: str) -> 
                 f"{source} has no column {column!r}; it has {has}: name the right one in "
                 "config.yaml."
             )
+
+
+def plain_row(row: dict) -> dict:
+    """The columns of a row of `load_rows`, with the values that are meant."""
+    return {column: plain(value) for column, value in row.items()}
 
 
 def plain(value: object) -> object:

@@ -18,7 +18,7 @@ datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own sentences s
 def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
     """The rows of each split that exists: "train", and perhaps "evaluation".
 
-    They have the columns that sft/format.py needs; `sft.files.plain` reads a value. Exits where a
+    They have the columns that sft/format.py needs; `sft.files.plain_row` reads one. Exits where a
     dataset, file, split or column cannot be read, with the line of a broken file.
     """
     named, source, path = columns(args), f"dataset {args.dataset!r}", str(args.dataset)
