@@ -8,7 +8,7 @@ from datasets import Dataset
 
 import sft.rows
 from sft.examples import encode_rows, make_examples
-from sft.files import plain, plain_row
+from sft.files import plain_row
 from sft.format import columns, to_messages
 from sft.row_report import RowReport
 
@@ -28,9 +28,9 @@ def test_rows_become_turns_with_a_reply(args, rows):
 
 def test_a_row_with_an_empty_reply_is_skipped_and_counted(args, rows, tokenizer):
     column = columns(args)[-1]
-    reply = plain(rows[0][column])
-    empty = [{**turn, "content": ""} for turn in reply] if isinstance(reply, list) else ""
     values = [*map(plain_row, rows)]
+    reply = values[0][column]
+    empty = [{**turn, "content": ""} for turn in reply] if isinstance(reply, list) else ""
     values[0][column] = empty
     spoiled = Dataset.from_list(
         [{key: json.dumps(value).encode() for key, value in row.items()} for row in values]
