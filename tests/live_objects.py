@@ -291,24 +291,22 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     import sft.rows
     from sft.config import load_config
     from sft.examples import make_examples
+    from sft.files import plain_row
 
     tokenizer = seen["tokenizer"]
     rows = sft.rows.load_rows(load_config(seen["words"])[0])["train"].select(range(8))
     asked = []
 
-    def found(**kwargs):
-        asked.append(kwargs)
-        return rows
+    def found(*args):
+        asked.append(args)
+        return {"a": rows, "b": rows}
 
-    load, names = sft.rows.load_dataset, sft.rows.get_dataset_split_names
-    sft.rows.load_dataset, sft.rows.get_dataset_split_names = found, lambda **_: ["b"]
+    load, sft.rows.load_dataset = sft.rows.load_dataset, found
     words = ["--dataset=a/b", "--dataset_config=c", "--train_split=a[:5]", "--eval_split=b[:3]"]
-    assert sft.rows.load_rows(load_config([*seen["words"], *words])[0]).keys() == {
-        *("train", "evaluation")
-    }
-    sft.rows.load_dataset, sft.rows.get_dataset_split_names = load, names
-    assert [one["split"] for one in asked] == ["a[:5]", "b[:3]"]
-    assert all((one["path"], one["name"]) == ("a/b", "c") for one in asked)
+    splits = sft.rows.load_rows(load_config([*seen["words"], *words])[0])
+    sft.rows.load_dataset = load
+    assert {name: len(these) for name, these in splits.items()} == {"train": 5, "evaluation": 3}
+    assert asked == [("a/b", "c")]
 
     def examples(rows=rows, **values) -> tuple[list, object]:
         words = [f"--{key}={value}" for key, value in {"test_size": 0, **values}.items()]
@@ -325,7 +323,8 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     assert max(len(one["input_ids"]) for one in short) <= limit
     fewer, _ = examples(max_length=limit, max_skipped=1)
     assert len(fewer) == sum(length <= limit for length in lengths)
-    forged = Dataset.from_list([forging(rows[0], answers), rows[1]])
+    first, second = (plain_row(rows[at]) for at in (0, 1))
+    forged = Dataset.from_list([forging(first, answers), second])
     for control_tokens, used in (("refuse", 1), ("escape", 2)):
         these, _ = examples(forged, control_tokens=control_tokens, max_skipped=1)
         assert len(these) == used, control_tokens

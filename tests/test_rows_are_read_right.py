@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+from bad_rows import FILES, TURNS
 
 from conftest import in_project
 
 GOOD = [{"dialogue": f"d{n}", "summary": f"s{n}"} for n in range(4)]
 
 
-def load(dataset: str, train_split: str = "train", eval_split: str = "validation") -> tuple:
+def load(dataset: str | list, train_split: str = "train", eval_split: str = "validation") -> tuple:
     from sft.config import project_arguments
     from sft.rows import load_rows
 
@@ -21,7 +22,13 @@ def load(dataset: str, train_split: str = "train", eval_split: str = "validation
         rows = load_rows(args)
     except SystemExit as error:
         return str(error), None
-    return rows["train"].to_list(), "evaluation" in rows and rows["evaluation"].to_list()
+    return plain_rows(rows["train"]), "evaluation" in rows and plain_rows(rows["evaluation"])
+
+
+def plain_rows(rows) -> list[dict]:
+    from sft.files import plain_row
+
+    return [*map(plain_row, rows)]
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +68,191 @@ def test_csv_keeps_what_looks_like_something_else(project, tmp_path):
     assert values == [("NA", "007"), ("null", "1.50"), ("", "True")]
 
 
-BROKEN = {
-    "not UTF-8": ("jsonl", jsonl(GOOD).encode() + '{"dialogue": "é"}\n'.encode("latin-1"), 5),
-    "cut off": ("jsonl", jsonl(GOOD).encode()[:-12], 4),
-    "no object": ("jsonl", jsonl(GOOD).encode() + b'["d", "s"]\n', 5),
-    "JSON cut off": ("json", json.dumps(GOOD, indent=1).encode()[:-9], 16),
-    "CSV not UTF-8": ("csv", "dialogue,summary\nd,é\n".encode("latin-1"), 2),
-    "CSV cut off": ("csv", b'dialogue,summary\nd,s\nd,"s', 3),
-    "unquoted comma": ("csv", b"dialogue,summary\nd,s,t\n", 2),
-    "unquoted comma later": ("csv", b"dialogue,summary\nd,s\nd,s,t\n", 3),
-}
+def outcomes(cases: list[tuple], folder: Path) -> list:
+    """What becomes of each file: a sentence, or each row's trained words or why it has none."""
+    import signal
+
+    from sft.config import project_arguments
+    from sft.examples import _encode_batch
+    from sft.files import read_rows
+    from sft.format import columns
+    from sft.twin import build_tokenizer
+
+    args, tokenizer, found = project_arguments([]), build_tokenizer(), []
+    signal.alarm(300)  # no file may hang the reader
+    for number, (name, content, _) in enumerate(cases):
+        path = folder / f"{number}" / name
+        path.parent.mkdir()
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        try:
+            rows = list(read_rows([path], columns(args)))
+        except SystemExit as error:
+            found.append(str(error))
+            continue
+        batch = {column: [row[column] for row in rows] for column in columns(args)}
+        became = []
+        for example in _encode_batch(batch, tokenizer, args).to_pylist():
+            trained = [label for label in example["labels"] if label != -100]
+            became.append(("skipped", example["reason"]) if example["reason"] else trained)
+        decode = tokenizer.decode
+        found.append([one if isinstance(one, tuple) else decode(one[:-1]) for one in became])
+    return found
 
 
-@pytest.mark.parametrize("suffix, content, line", BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_file_is_named_with_its_line(project, tmp_path, suffix, content, line):
-    path = tmp_path / f"rows.{suffix}"
-    path.write_bytes(content)
-    said, _ = in_project(project, load, str(path))
-    assert isinstance(said, str), said
-    assert str(path) in said and f"line {line} " in said and "\n" not in said
+@pytest.mark.parametrize("form, column", [("prompt_response", FILES), ("messages", TURNS)])
+def test_a_file_is_read_as_it_says_or_refused_with_its_line(bake_once, tmp_path, form, column):
+    project = bake_once.project(project_slug=f"reader-{form}", dataset_format=form)
+    wrong = []
+    for (name, content, wanted), became in zip(
+        column, in_project(project, outcomes, column, tmp_path), strict=True
+    ):
+        if isinstance(became, str):
+            line = f", line {wanted[1]}:" if wanted[1] else ""
+            is_right = wanted[0] == "fault" and all(
+                words in became for words in (f"{tmp_path}", f"{name}{line}", wanted[2])
+            )
+            is_right = is_right and "\n" not in became
+        else:
+            is_right = wanted[0] != "fault" and len(wanted) == len(became)
+            for one, other in zip(wanted, became, strict=False) if is_right else ():
+                if isinstance(one, tuple) and isinstance(other, tuple):
+                    is_right &= other[1].startswith(one[1])
+                else:
+                    is_right &= one == other
+        if not is_right:
+            wrong.append(f"{name} {content[:90]!r}: {became} instead of {wanted}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_are_two_hundred_of_them():
+    assert len(FILES) + len(TURNS) >= 200
+
+
+def files_in(folder: Path) -> None:
+    """Two files of rows, and what else is beside them in people's folders."""
+    for number, name in enumerate(["part-a.jsonl", "train-extra.JSONL", "sub/b.jsonl"]):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(jsonl(GOOD[number : number + 1]))
+    for name in ("a.jsonl~", "a.jsonl.bak", ".B.JSONL", ".git/c.jsonl", "LICENSE", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(jsonl(GOOD[3:]))
+
+
+def loaded_from(paths: list) -> list:
+    import contextlib
+    import io
+
+    found = []
+    for path in paths:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            rows, _ = load(path)
+        found.append((rows, said.getvalue()))
+        if isinstance(rows, list):
+            found[-1] = [row["dialogue"] for row in rows], said.getvalue()
+    return found
+
+
+def test_a_folder_is_read_by_what_is_in_it_and_each_file_is_named(project, tmp_path):
+    folder = tmp_path / "[v1] a::b"
+    folder.mkdir()
+    files_in(folder)
+    a, b = str(folder / "part-a.jsonl"), str(folder / "sub/b.jsonl")
+    star = tmp_path / "stars"
+    star.mkdir()
+    files_in(star)
+    paths = [str(folder), a, [b, a], str(star / "**/*.jsonl"), str(star / "*a.*"), [a, "no.jsonl"]]
+    every, one, two, globbed, ending, (said, _) = in_project(project, loaded_from, paths)
+    assert every[0] == ["d0", "d2", "d1"] and one[0] == ["d0"] and two[0] == ["d2", "d0"]
+    assert globbed[0] == ["d0", "d2"] and ending[0] == ["d0", "d1"]
+    assert "'no.jsonl' does not exist" in said
+    assert "train: part-a.jsonl, b.jsonl, train-extra.JSONL\n" in every[1]
+    left_out = ".B.JSONL, c.jsonl, LICENSE, a.jsonl.bak, a.jsonl~, notes.txt\n"
+    assert f"left out, hidden or of another kind: {left_out}" in every[1]
+
+
+def test_kinds_are_not_mixed(project, tmp_path):
+    (tmp_path / "a.jsonl").write_text(jsonl(GOOD))
+    (tmp_path / "a.csv").write_text("dialogue,summary\nd,s\n")
+    ((said, _),) = in_project(project, loaded_from, [str(tmp_path)])
+    assert ".csv, .jsonl" in said and "folder/*.jsonl" in said
+
+
+def test_a_missing_column_is_named_beside_those_there(project, tmp_path):
+    (tmp_path / "a.jsonl").write_text(jsonl([{"text": "t", "summary": "s"}]))
+    ((said, _),) = in_project(project, loaded_from, [str(tmp_path / "a.jsonl")])
+    assert "no column 'dialogue'" in said and "text, summary" in said
+
+
+def saved(folder: Path) -> list:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{**row, "more": 1} for row in GOOD])
+    rows.save_to_disk(folder / "one")
+    DatasetDict({"train": rows, "validation": rows.select([0])}).save_to_disk(folder / "both")
+    return [load(str(folder / "one")), load(str(folder / "both"))]
+
+
+def test_a_folder_of_save_to_disk_is_loaded(project, tmp_path):
+    assert in_project(project, saved, tmp_path) == [(GOOD, False), (GOOD, GOOD[:1])]
+
+
+@pytest.mark.parametrize(
+    "train, evaluation, sizes",
+    [
+        *(("train", "validation", (4, 0)), ("train[:50%]", "train[50%:]", (2, 2))),
+        *(("train[:99]", "validation[:2]", (4, 0)), ("train", "test", "test")),
+        *(("training", "validation", "training"), ("train[:5", "validation", "train[:5")),
+    ],
+)
+def test_a_split_that_is_named_exists_or_is_refused(project, tmp_path, train, evaluation, sizes):
+    (tmp_path / "a.jsonl").write_text(jsonl(GOOD))
+    rows, others = in_project(project, load, str(tmp_path / "a.jsonl"), train, evaluation)
+    if isinstance(sizes, str):
+        assert isinstance(rows, str) and any(word in rows for word in sizes.split(" or "))
+    else:
+        assert (len(rows), len(others or [])) == sizes
+
+
+def changed_and_cleaned(path: Path) -> list:
+    import contextlib
+    import io
+
+    from sft.cache import CACHE, clean_cache
+
+    clean_cache()
+    found = []
+    for word in ("one", "two", "two"):
+        path.write_text(jsonl([{"dialogue": word, "summary": "s"}]))
+        os.utime(path, (1, 1))
+        found += [load(str(path))[0][0]["dialogue"], len([*CACHE.rglob("*.arrow")])]
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        clean_cache()
+    return [*found, "Freed 0.0 MB" in said.getvalue(), CACHE.exists()]
+
+
+def test_the_cache_follows_the_content_and_can_be_emptied(project, tmp_path):
+    found = in_project(project, changed_and_cleaned, tmp_path / "rows.jsonl")
+    assert found == ["one", 1, "two", 2, "two", 2, True, False]
+
+
+def with_hub(error: str) -> str:
+    import sft.rows
+
+    def load_dataset(*args):
+        raise {"script": RuntimeError("Dataset scripts are no longer supported, but found s.py"),
+               "stop": StopIteration(), "other": NotImplementedError("a\nb")}[error]  # fmt: skip
+
+    sft.rows.load_dataset = load_dataset
+    return load("someone/sums")[0]
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [("script", "refs/convert/parquet"), ("stop", "StopIteration"), ("other", "a b")],
+)
+def test_what_the_hub_s_reader_raises_is_a_sentence(project, error, words):
+    said = in_project(project, with_hub, error)
+    assert said.startswith("dataset 'someone/sums': ") and words in said
 
 
 @pytest.mark.parametrize(
@@ -174,25 +347,9 @@ def test_too_many_rows_skipped_stop_the_run_and_each_cause_is_named(project):
     assert used == 19 and sum(skipped.values()) == 1  # 5% and no more
 
 
-def test_a_number_among_texts_is_skipped(project, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(jsonl([*GOOD, {"dialogue": 5, "summary": "s"}]))
-    used, skipped, _ = in_project(project, prepare_file, str(path))
-    assert (used, skipped) == (4, {"column 'dialogue' is int, not text": 1})
-
-
-def prepare_file(path: str) -> tuple:
-    return prepare_rows(load(path)[0], "--max_skipped=1")
-
-
 def test_where_no_row_is_left_the_run_stops_with_a_sentence(project):
     said, _, _ = in_project(project, prepare_rows, GOOD, "--max_length=3", "--max_skipped=1")
     assert "4 of 4" in said and "none is left" in said and "longer than max_length" in said
-
-
-def test_a_missing_column_is_named_beside_those_there(project):
-    said, _, _ = in_project(project, prepare_rows, [{"text": "t", "summary": "s"}])
-    assert "'dialogue'" in said and "text, summary" in said
 
 
 def test_usable_rows_are_held_out_where_there_are_no_others_to_evaluate(project):
@@ -214,6 +371,51 @@ def held_out() -> tuple:
     assert again["train"].to_list() == datasets["train"].to_list()
     train, evaluation = ((reports[s].rows, len(datasets[s])) for s in ("train", "evaluation"))
     return train, evaluation, (len(again["evaluation"]), len(again["evaluation"]))
+
+
+def test_rows_of_the_same_words_are_on_one_side(project):
+    for seed in range(3):
+        train, evaluation = in_project(project, sides, seed)
+        assert train and evaluation and not train & evaluation
+
+
+def sides(seed: int) -> list[set]:
+    from datasets import Dataset
+
+    from sft.config import project_arguments
+    from sft.examples import make_examples
+    from sft.twin import build_tokenizer
+
+    forms = ("Say {}, please", "say {} -  PLEASE!", "Say {}\nplease.")
+    rows = [{"dialogue": forms[n % 3].format(n // 5 + seed), "summary": "s"} for n in range(40)]
+    tokenizer = build_tokenizer()
+    made, reports = make_examples(
+        {"train": Dataset.from_list(rows)}, tokenizer, project_arguments(["--test_size=0.2"])
+    )
+    assert len(made["train"]) + len(made["evaluation"]) == 40 and reports["train"].rows <= 35
+    texts = {split: map(tokenizer.decode, these["input_ids"]) for split, these in made.items()}
+    return [{"".join(filter(str.isdigit, text)) for text in these} for these in texts.values()]
+
+
+def test_rows_to_evaluate_that_are_also_trained_on_are_counted(project):
+    told, silent = in_project(project, counted)
+    assert told["of these also trained on"] == "3" and silent["of these also trained on"] == "0"
+
+
+def counted() -> list[dict]:
+    from datasets import Dataset
+
+    from sft.config import project_arguments
+    from sft.examples import make_examples
+    from sft.twin import build_tokenizer
+
+    alike = [*GOOD[:2], {"dialogue": " D2!", "summary": "S2"}, {"dialogue": "d", "summary": "s"}]
+    found = []
+    for evaluation in (alike, alike[3:]):
+        rows = {"train": Dataset.from_list(GOOD), "evaluation": Dataset.from_list(evaluation)}
+        _, reports = make_examples(rows, build_tokenizer(), project_arguments([]))
+        found.append(reports["evaluation"].figures())
+    return found
 
 
 def prepare_splits(train: list, evaluation: list, *options: str) -> dict | str:
@@ -314,7 +516,7 @@ def examples_by(processes: int, many: int) -> tuple[list, int]:
     rows = {"train": Dataset.from_list([*GOOD * 20, *BAD])}
     options = [f"--dataset_num_proc={processes}", "--max_skipped=1", "--max_length=500"]
     datasets, reports = examples.make_examples(rows, build_tokenizer(), project_arguments(options))
-    report = {**vars(reports["train"]), "used": None, "lengths": None, "trained": None}
+    report = vars(reports["train"]) | dict.fromkeys(["used", "lengths", "trained", "words"])
     return [split.to_list() for split in datasets.values()] + [report], *used
 
 

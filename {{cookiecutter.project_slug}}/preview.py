@@ -4,6 +4,7 @@ python preview.py                         in the terminal, and as a page: output
 python preview.py --max_length 2048       any key of config.yaml can be tried
 
   --smoke    with the tokenizer of train.py --smoke, offline
+  --clean    first delete what this project has cached: its rows and examples
 
 No model is loaded. The examples are cached: training takes them from there.
 """
@@ -16,8 +17,10 @@ import numpy as np
 from jinja2 import Template
 from rich.text import Text
 
+from sft.cache import clean_cache
 from sft.config import ROOT, load_config, parse, run, say
 from sft.examples import encode_rows
+from sft.files import plain_row
 from sft.mask_view import console, pieces, share, show
 from sft.model import load_tokenizer
 from sft.report import show_rows
@@ -32,10 +35,12 @@ PAGE = ROOT / "sft/preview.html.jinja"
 
 def main(argv: list[str]) -> Path:
     """Show the first, the longest and the skipped rows; returns the path of the page."""
-    options, overrides = parse(argv, __doc__, smoke=False)
+    options, overrides = parse(argv, __doc__, smoke=False, clean=False)
     if options.smoke:
         overrides = smoke_overrides(overrides, Path("outputs/smoke_preview"))
     args, training_args = load_config(overrides)
+    if options.clean:
+        clean_cache()
     rows = load_rows(args)["train"]
     tokenizer = load_tokenizer(args.base_model_path, args.revision)
     encoded = encode_rows(rows, tokenizer, args)
@@ -52,7 +57,7 @@ def main(argv: list[str]) -> Path:
     skipped = []
     for those in report.skipped.values():
         for number, _ in those[:SKIPPED]:
-            row, reason = rows[number - 1], encoded[number - 1]["reason"]
+            row, reason = plain_row(rows[number - 1]), encoded[number - 1]["reason"]
             title = f"row {number} is skipped: {reason}"
             skipped.append((title, row))
             console.print(Text(title, "red"))

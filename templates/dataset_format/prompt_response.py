@@ -1,5 +1,6 @@
 """One row is one exchange: a prompt written from the row's columns, and its response."""
 
+import json
 from dataclasses import dataclass
 from string import Formatter
 from typing import Literal
@@ -43,10 +44,13 @@ def mask_options(args: DatasetArguments) -> dict:
 def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     """One row as a conversation, `[{"role": ..., "content": ...}, ...]`.
 
-    A ValueError says which column is not text, or that the prompt's are empty.
+    A whole number, true and false are text as JSON writes them. A ValueError says which column is
+    not text, or that the prompt's are empty.
     """
-    names = columns(args)
+    names, row = columns(args), dict(row)
     for column in names:
+        if isinstance(row[column], int):
+            row[column] = json.dumps(row[column])
         if not isinstance(row[column], str):
             kind = "null" if row[column] is None else type(row[column]).__name__
             raise ValueError(f"column {column!r} is {kind}, not text")

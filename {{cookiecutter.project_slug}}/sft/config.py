@@ -59,7 +59,7 @@ class ProjectArguments(DatasetArguments):
     """The keys of config.yaml that are ours; a ValueError names a number that is out of range."""
 
     base_model_path: str
-    dataset: str
+    dataset: str | list[str]
     dataset_config: str = ""
     max_length: int
     revision: str = "main"

@@ -1,21 +1,22 @@
 """All rows to examples: encoded in batches, cached, some of them held out for evaluation."""
 
 import gc
-import inspect
+import hashlib
 import os
+import string
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import tokenizers
 import transformers
 from datasets import Dataset, Features, List, Value
-from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sft.cache import CACHE, fingerprint
 from sft.config import ProjectArguments
-from sft.format import DatasetArguments, columns, mask_options, to_messages
+from sft.files import plain_row
+from sft.format import DatasetArguments, mask_options, to_messages
 from sft.mask import encode_batch
 from sft.row_report import RowReport, refuse_too_many
 
@@ -27,8 +28,10 @@ FEATURES = Features(
         "trained": Value("int32"),  # tokens with a label
         "reason": Value("string"),  # why it is skipped, or ""
         "shortened": Value("bool"),
+        "words": Value("int64"),  # a number for what it says: rows that are the same share it
     }
 )
+BLANKS = dict.fromkeys(map(ord, string.punctuation), " ")
 ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
 
 
@@ -37,22 +40,29 @@ def make_examples(
 ) -> tuple[dict[str, Dataset], dict[str, RowReport]]:
     """Examples and a report for each split; without evaluation rows, `test_size` are held out.
 
-    An example is `input_ids`, `labels` and the `length` of both. Exits where a column is missing,
-    no row is left, or more than `max_skipped` are skipped.
+    Rows of the same words are held out together. An example is `input_ids`, `labels` and the
+    `length` of both. Exits where no row is left, or more than `max_skipped` are skipped.
     """
     encoded = {split: encode_rows(these, tokenizer, args) for split, these in rows.items()}
     reports = {split: RowReport(these) for split, these in encoded.items()}
     for split, report in reports.items():
         refuse_too_many(split, report, args)
-    usable = reports["train"].used
-    if "evaluation" not in encoded and args.test_size and len(usable) > 1:
+    usable, words = reports["train"].used, reports["train"].words
+    _, group_of, sizes = np.unique(words, return_inverse=True, return_counts=True)
+    if "evaluation" not in encoded and args.test_size and len(sizes) > 1:
         count = min(max(1, round(args.test_size * len(usable))), len(usable) - 1)
+        count = max(count, sizes.min())  # of the groups of rows with the same words, one must fit
         seeded = np.random.default_rng(0)  # the same rows whenever the run is started again
-        held_out = np.sort(seeded.choice(usable, count, replace=False))
+        groups = seeded.permutation(np.flatnonzero(sizes <= count))
+        groups = groups[np.cumsum(sizes[groups]) <= count]
+        held_out = usable[np.isin(group_of, groups)]
         rest = np.setdiff1d(np.arange(len(encoded["train"])), held_out)
         parts = {"train": rest, "evaluation": held_out}
         encoded = {split: encoded["train"].select(part) for split, part in parts.items()}
         reports = {split: RowReport(these) for split, these in encoded.items()}
+    if "evaluation" in reports:
+        of_both = np.isin(reports["evaluation"].words, reports["train"].words)
+        reports["evaluation"].seen = int(of_both.sum())
     examples = {split: these.select(reports[split].used) for split, these in encoded.items()}
     kept = ["input_ids", "labels", "length"]
     return {split: these.select_columns(kept) for split, these in examples.items()}, reports
@@ -60,13 +70,9 @@ def make_examples(
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> Dataset:
     """Every row with the columns of `FEATURES`: tokens and labels, or the reason why not."""
-    for column in columns(args):
-        if column not in rows.column_names:
-            raise SystemExit(
-                f"dataset {args.dataset!r} has no column {column!r}; "
-                f"it has {', '.join(rows.column_names)}: name the right one in config.yaml."
-            )
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
+    name = _name(rows, tokenizer, args)
+    CACHE.mkdir(parents=True, exist_ok=True)
     gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
     try:
         return rows.map(
@@ -77,7 +83,8 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
             features=FEATURES,  # not to be guessed from the first rows, which may all be skipped
             desc="Tokenizing and masking",
             num_proc=processes if processes > 1 else None,  # 1 would start one
-            new_fingerprint=_fingerprint(rows, tokenizer, args),
+            new_fingerprint=name,
+            cache_file_name=str(CACHE / f"{name}.arrow"),
         )
     finally:
         gc.unfreeze()
@@ -90,13 +97,15 @@ def _encode_batch(
     conversations = []
     for values in zip(*batch.values(), strict=True):
         try:
-            conversations.append(to_messages(dict(zip(batch, values, strict=True)), args))
+            row = plain_row(dict(zip(batch, values, strict=True)))
+            conversations.append(to_messages(row, args))
         except ValueError as error:
             conversations.append(error)
     how = {"control_tokens": args.control_tokens, **mask_options(args)}
-    examples = []
-    for found in encode_batch(conversations, tokenizer, args.max_length, **how):
+    examples, masks = [], encode_batch(conversations, tokenizer, args.max_length, **how)
+    for messages, found in zip(conversations, masks, strict=True):
         example = {"input_ids": [], "labels": [], "shortened": False, "reason": ""}
+        example["words"] = 0 if isinstance(messages, ValueError) else _words(messages)
         example |= {"reason": str(found)} if isinstance(found, ValueError) else found
         labels = example["labels"]
         example |= {"length": len(labels), "trained": len(labels) - labels.count(-100)}
@@ -104,14 +113,18 @@ def _encode_batch(
     return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
 
 
-def _fingerprint(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:
+def _words(messages: list[dict]) -> int:
+    """A hash of what a conversation says, without case, blanks and punctuation."""
+    text = " ".join(str(message.get("content")) for message in messages).casefold()
+    words = " ".join(text.translate(BLANKS).split()).encode()
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), signed=True)
+
+
+def _name(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:
     """The name of the examples in the cache: of all that they depend on."""
-    mask = Path(inspect.getfile(encode_batch)).parent.glob("*.py")
-    files = [*sorted(mask), inspect.getfile(to_messages), __file__]
-    code = [Path(file).read_text(encoding="utf-8") for file in files]
-    code += [transformers.__version__, tokenizers.__version__]
+    versions = (transformers.__version__, tokenizers.__version__)
     vocabulary = tokenizer.backend_tokenizer.to_str()
     template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it can name those
     keys = ["max_length", "control_tokens", *(field.name for field in fields(DatasetArguments))]
     settings = [getattr(args, key) for key in keys]
-    return Hasher.hash([rows._fingerprint, vocabulary, template, settings, code])
+    return fingerprint(rows._fingerprint, vocabulary, template, settings, versions)

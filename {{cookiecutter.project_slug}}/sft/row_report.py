@@ -19,6 +19,8 @@ class RowReport:
         self.used = np.flatnonzero(reasons == "")  # positions, of shape (used,)
         self.lengths = column(encoded, "length")[self.used]  # in tokens, of the same shape
         self.trained = column(encoded, "trained")[self.used]  # tokens with a label
+        self.words = column(encoded, "words")[self.used]  # equal for rows that say the same
+        self.seen = None  # how many rows to evaluate are also trained on
         self.shortened = int(column(encoded, "shortened")[self.used].sum())  # rows
         for position in np.flatnonzero(reasons).tolist():
             reason, _, detail = reasons[position].partition(": ")
@@ -30,6 +32,7 @@ class RowReport:
         """What to show of it, by name."""
         counts = {"rows": self.rows, "used": len(self.used)}
         counts |= {f"skipped: {reason}": len(those) for reason, those in self.skipped.items()}
+        counts |= {"of these also trained on": self.seen} if self.seen is not None else {}
         counts |= {"shortened to max_length": self.shortened} if self.shortened else {}
         if len(self.used):
             counts["median length, tokens"] = round(np.median(self.lengths))

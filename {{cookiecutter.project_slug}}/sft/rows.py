@@ -1,66 +1,78 @@
-"""Where the rows come from: the Hub, a local file, or a folder of files."""
+"""Where the rows come from: the Hub, local files, or a folder of `Dataset.save_to_disk`."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import datasets
-import pandas
-from datasets import Dataset, Features, Value, get_dataset_split_names, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, Features, ReadInstruction, Value, concatenate_datasets, load_dataset
 
-from sft.broken_files import broken_line, refuse_broken_text
+from sft.cache import CACHE, fingerprint
 from sft.config import ProjectArguments
+from sft.files import check_columns, find_files, kind, read_rows
+from sft.format import columns
 
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own sentences say what is wrong
-
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
     """The rows of each split that exists: "train", and perhaps "evaluation".
 
-    Exits where the dataset, file or split cannot be read, with the line of a broken file.
+    They have the columns that sft/format.py needs; `sft.files.plain_row` reads one. Exits where a
+    dataset, file, split or column cannot be read, with the line of a broken file.
     """
-    path, name = Path(args.dataset).expanduser(), f"dataset {args.dataset!r}"
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    files = [file for file in files if file.suffix in BUILDERS]
-    refuse_broken_text(files)
-    source = {"path": args.dataset, "name": args.dataset_config or None}
-    if is_local(args.dataset):
-        source = _local(path, files, name)
+    named, source, path = columns(args), f"dataset {args.dataset!r}", str(args.dataset)
+    folder = Path(path).expanduser()
     try:
-        rows = {"train": load_dataset(**source, split=args.train_split)}
-        if args.eval_split.partition("[")[0] in get_dataset_split_names(**source):
-            rows["evaluation"] = load_dataset(**source, split=args.eval_split)
-    except DatasetGenerationError as error:
-        raise SystemExit(broken_line(files) or f"{name}: {error.__cause__}") from None
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{name}: {' '.join(str(error).split())[:300]}") from None
-    return rows
+        if not is_local(args.dataset):
+            splits = load_dataset(path, args.dataset_config or None)
+        elif any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(folder)
+            splits = saved if isinstance(saved, dict) else {"train": saved}
+        else:
+            found = find_files(args.dataset)
+            splits = {split: _read(files, named) for split, files in found.items()}
+        specs = {"train": args.train_split, "evaluation": args.eval_split}
+        evaluation = args.eval_split.partition("[")[0]
+        if evaluation == "validation" and evaluation not in splits:
+            del specs["evaluation"]
+        rows = {name: _part(splits, spec) for name, spec in specs.items()}
+    except Exception as error:  # the readers raise what they like
+        why = " ".join((str(error.__cause__ or error) or type(error).__name__).split())[:300]
+        if "scripts are no longer supported" in why:
+            why += ": download its branch refs/convert/parquet, and name the folder"
+        raise SystemExit(f"{source}: {why}") from None
+    for split in rows.values():
+        check_columns(named, split.column_names, source)
+    return {name: split.select_columns(named) for name, split in rows.items()}
 
 
-def is_local(dataset: str) -> bool:
-    """Whether this is the path of a file or folder, even of a missing one, and no Hub id."""
-    path = Path(dataset).expanduser()
-    return path.exists() or path.suffix in BUILDERS or dataset.startswith((".", "/", "~"))
+def is_local(dataset: str | list[str]) -> bool:
+    """Whether this names files or a folder, even missing ones, and no dataset on the Hub."""
+    path = str(dataset)
+    is_path = path.startswith((".", "/", "~", "[")) or "*" in path or bool(kind(Path(path)))
+    return is_path or os.path.exists(path)
 
 
-def _local(path: Path, files: list[Path], name: str) -> dict:
-    """The arguments of `load_dataset` for a file or folder."""
-    if not path.exists():
-        raise SystemExit(f"{name} does not exist (seen from {Path.cwd()}).")
-    builders = {BUILDERS[file.suffix] for file in files}
-    if len(builders) != 1:
-        found = ", ".join(sorted({file.suffix for file in files})) or "none"
-        raise SystemExit(
-            f"{name} must be a file or folder of files of one of the kinds {', '.join(BUILDERS)}; "
-            f"found {found}."
-        )
-    source = {"path": builders.pop(), "data_dir" if path.is_dir() else "data_files": str(path)}
-    if source["path"] == "csv":  # as text: pandas takes "NA" for missing, "007" for a number
-        first = pandas.read_csv(files[0], nrows=1)
-        if not isinstance(first.index, pandas.RangeIndex):  # it made row names of the first values
-            line = f"{files[0]}, line 2"
-            raise SystemExit(f"{line} has more values than columns; quote texts with commas.")
-        source["features"] = Features({column: Value("string") for column in first.columns})
-        source["na_filter"] = False
-    return source
+def _read(files: list[Path], named: list[str]) -> Dataset:
+    """The rows of files, cached by what these hold."""
+    contents = []
+    for file in files:
+        with file.open("rb") as opened:
+            contents.append(hashlib.file_digest(opened, "sha256").digest())
+    return Dataset.from_generator(
+        read_rows,
+        features=Features({column: Value("large_binary") for column in named}),
+        gen_kwargs={"files": (*files,), "columns": (*named,)},  # lists would be shards
+        cache_dir=str(CACHE),
+        fingerprint=fingerprint(contents, named),
+    )
+
+
+def _part(splits: dict[str, Dataset], spec: str) -> Dataset:
+    """The rows that "train", "train[:50%]" or "train+test" stands for."""
+    sizes = {split: len(rows) for split, rows in splits.items()}
+    parts = ReadInstruction.from_spec(spec).to_absolute(sizes)
+    return concatenate_datasets(
+        [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    )

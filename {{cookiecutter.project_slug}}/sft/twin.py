@@ -47,7 +47,8 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
             shutil.rmtree(ROOT / output_dir, ignore_errors=True)
             build_twin(ROOT / output_dir / "twin", args.base_model_path, 8 * args.max_length)
     local = is_local(args.dataset)
-    train_split = args.train_split.partition("[")[0] if local else "train"
+    splits = (args.train_split, args.eval_split) if local else ("train", "validation")
+    train_split, eval_split = (split.partition("[")[0] for split in splits)
     return [
         *FEW,
         *overrides,
@@ -55,7 +56,7 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
         f"--base_model_path={output_dir / 'twin'}",
         f"--dataset={args.dataset if local else SAMPLE}",
         f"--train_split={train_split}[:64]",
-        f"--eval_split={args.eval_split.partition('[')[0]}[:16]",
+        f"--eval_split={eval_split}[:16]",
         f"--max_length={8 * args.max_length}",
         "--use_cpu=true",
     ]

@@ -18,7 +18,7 @@ def args():
     """Your values from config.yaml; the bundled sample stands in for a dataset on the Hub."""
     args = project_arguments([])
     if not is_local(args.dataset):
-        args.dataset, args.train_split = str(SAMPLE), "train"
+        args.dataset, args.train_split, args.eval_split = str(SAMPLE), "train", "validation"
     args.max_length *= 8  # the twin's tokens are shorter
     return args
 

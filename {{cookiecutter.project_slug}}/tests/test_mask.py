@@ -5,6 +5,7 @@ from contextlib import suppress
 import pytest
 from oracle import judge
 
+from sft.files import plain_row
 from sft.format import mask_options, to_messages
 from sft.mask import MaskError, encode, encode_batch
 from sft.stop_tokens import stop_tokens
@@ -22,7 +23,7 @@ def encoded(args, rows, tokenizer, turns):
     pairs = []
     for row in rows:
         with suppress(ValueError):
-            messages = to_messages(row, args)
+            messages = to_messages(plain_row(row), args)
             pairs.append((messages, encode(messages, tokenizer, turns=turns)))
     assert pairs, "none of the first rows can be trained on: python preview.py says why"
     return pairs

@@ -2,10 +2,12 @@
 
 import json
 import re
+from unicodedata import category
 
 from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings, weighted_replies
 from sft.mask.replies import mark, marker, render
 
+INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers that Unicode counts as letters or symbols
 ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 
 
@@ -25,7 +27,7 @@ def check_messages(row: Row, settings: Settings) -> None:
         if not isinstance(content, str):
             kind = "null" if content is None else type(content).__name__
             raise MaskError("content that is not text", f"message {number} holds {kind}")
-        if not content.strip():
+        if is_blank(content):
             kind = "empty reply" if role == "assistant" else "empty message"
             raise MaskError(kind, f"message {number}")
     replies = weighted_replies(row.messages)
@@ -36,9 +38,14 @@ def check_messages(row: Row, settings: Settings) -> None:
         if row.messages[at].get("tool_calls"):
             detail = f"message {at + 1}; only text is trained on"
             raise MaskError("a reply that calls tools", detail)
-        if not row.messages[at]["content"].rpartition("</think>")[2].strip():
+        if is_blank(row.messages[at]["content"].rpartition("</think>")[2]):
             raise MaskError("empty reply", f"message {at + 1}")
     row.messages = row.messages[: replies[-1] + 1]
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of it can be seen: neither letter, number, punctuation nor symbol."""
+    return not any(category(one)[0] in "LNPS" and one not in INVISIBLE for one in text)
 
 
 def check_text(row: Row, settings: Settings) -> None:
