@@ -16,13 +16,13 @@ from sft import memory
 from sft.config import read_values
 
 UNTITLED = {  # files whose format has no room for a word on themselves
-    "answers.json": "what this project was generated from",
+    "answers.json": "what you answered",
     "base_model/config.json": "the base model's shape",
-    "base_model/memory.json": "the counts that vram.py reads",
+    "base_model/memory.json": "counts for vram.py",
     "base_model/twin_chat_template.jinja": "its chat template",
     "data/sample.jsonl": "rows as yours should be",
     "pyproject.toml": "dependencies and tools",
-    "sft/preview.html.jinja": "the page that preview.py writes",
+    "sft/preview.html.jinja": "the page of preview.py",
 }
 UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")
 

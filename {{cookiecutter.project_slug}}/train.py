@@ -13,12 +13,12 @@ from transformers import set_seed
 
 import chat
 from sft.adapter import add_adapter, check_adapter
-from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal
+from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
 from sft.machine import choose, find_card
-from sft.model import load_model, load_tokenizer, share_files
+from sft.model import load_model, load_tokenizer
 from sft.preflight import check_model, check_settings, check_tokens
 from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows

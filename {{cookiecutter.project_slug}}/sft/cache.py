@@ -1,12 +1,15 @@
 """Where this project caches rows and examples, under names made of all that they depend on."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
+from datasets import Dataset, Features, Value
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 
 from sft.config import ROOT, say
+from sft.files import read_rows
 
 CACHE = Path(HF_DATASETS_CACHE, f"{ROOT.name}-{Hasher.hash(str(ROOT))[:8]}")
 
@@ -15,6 +18,21 @@ def fingerprint(*contents: object) -> str:
     """A name for what is made of these by the code of sft/."""
     code = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "sft").rglob("*.py"))]
     return Hasher.hash([*contents, code])
+
+
+def cached_rows(files: list[Path], columns: list[str]) -> Dataset:
+    """These columns of the rows of files; what is cached goes by what the files hold."""
+    contents = []
+    for file in files:
+        with file.open("rb") as opened:
+            contents.append(hashlib.file_digest(opened, "sha256").digest())
+    return Dataset.from_generator(
+        read_rows,
+        features=Features({column: Value("large_binary") for column in columns}),
+        gen_kwargs={"files": (*files,), "columns": (*columns,)},  # lists would be shards
+        cache_dir=str(CACHE),
+        fingerprint=fingerprint(contents, columns),
+    )
 
 
 def clean_cache() -> None:

@@ -111,6 +111,15 @@ def seal(folder: Path, run: dict | None) -> None:
     os.replace(new, folder / MANIFEST)
 
 
+def share_files(folder: Path) -> None:
+    """Give each file in `folder` the mode that the umask says; safetensors writes for one user."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
+
+
 def checkpoints(output_dir: Path) -> list[Path]:
     """The folders of checkpoints, by step; a user's own checkpoint-best is none."""
     found = [folder for folder in output_dir.glob("checkpoint-*") if _step(folder)]

@@ -1,9 +1,7 @@
 """All rows to examples: encoded in batches, cached, some of them held out for evaluation."""
 
 import gc
-import hashlib
 import os
-import string
 from dataclasses import fields
 
 import numpy as np
@@ -17,6 +15,7 @@ from sft.cache import CACHE, fingerprint
 from sft.config import ProjectArguments
 from sft.files import plain_row
 from sft.format import DatasetArguments, mask_options, to_messages
+from sft.hold_out import choose_held_out, hash_words
 from sft.mask import encode_batch
 from sft.row_report import RowReport, refuse_too_many
 
@@ -31,7 +30,6 @@ FEATURES = Features(
         "words": Value("int64"),  # a number for what it says: rows that are the same share it
     }
 )
-BLANKS = dict.fromkeys(map(ord, string.punctuation), " ")
 ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
 
 
@@ -47,15 +45,8 @@ def make_examples(
     reports = {split: RowReport(these) for split, these in encoded.items()}
     for split, report in reports.items():
         refuse_too_many(split, report, args)
-    usable, words = reports["train"].used, reports["train"].words
-    _, group_of, sizes = np.unique(words, return_inverse=True, return_counts=True)
-    if "evaluation" not in encoded and args.test_size and len(sizes) > 1:
-        count = min(max(1, round(args.test_size * len(usable))), len(usable) - 1)
-        count = max(count, sizes.min())  # of the groups of rows with the same words, one must fit
-        seeded = np.random.default_rng(0)  # the same rows whenever the run is started again
-        groups = seeded.permutation(np.flatnonzero(sizes <= count))
-        groups = groups[np.cumsum(sizes[groups]) <= count]
-        held_out = usable[np.isin(group_of, groups)]
+    held_out = choose_held_out(reports["train"], args.test_size)
+    if "evaluation" not in encoded and len(held_out):
         rest = np.setdiff1d(np.arange(len(encoded["train"])), held_out)
         parts = {"train": rest, "evaluation": held_out}
         encoded = {split: encoded["train"].select(part) for split, part in parts.items()}
@@ -105,19 +96,12 @@ def _encode_batch(
     examples, masks = [], encode_batch(conversations, tokenizer, args.max_length, **how)
     for messages, found in zip(conversations, masks, strict=True):
         example = {"input_ids": [], "labels": [], "shortened": False, "reason": ""}
-        example["words"] = 0 if isinstance(messages, ValueError) else _words(messages)
+        example["words"] = 0 if isinstance(messages, ValueError) else hash_words(messages)
         example |= {"reason": str(found)} if isinstance(found, ValueError) else found
         labels = example["labels"]
         example |= {"length": len(labels), "trained": len(labels) - labels.count(-100)}
         examples.append(example)
     return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
-
-
-def _words(messages: list[dict]) -> int:
-    """A hash of what a conversation says, without case, blanks and punctuation."""
-    text = " ".join(str(message.get("content")) for message in messages).casefold()
-    words = " ".join(text.translate(BLANKS).split()).encode()
-    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), signed=True)
 
 
 def _name(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:

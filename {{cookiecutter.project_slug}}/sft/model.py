@@ -1,7 +1,5 @@
 """The base model and its tokenizer."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,15 +48,6 @@ def load_whole(path: str, args: ProjectArguments, **kwargs) -> PreTrainedModel:
     """The model in `path` as it was saved, in its own dtype if `kwargs` do not say another."""
     kwargs |= {"attn_implementation": args.attn_implementation, "use_safetensors": True}
     return load(AutoModelForCausalLM, path, **kwargs)
-
-
-def share_files(folder: Path) -> None:
-    """Give each file in `folder` the mode that the umask says; safetensors writes for one user."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in folder.iterdir():
-        if file.is_file():
-            file.chmod(0o666 & ~umask)
 
 
 def load(kind: type, path: str, **kwargs) -> Any:

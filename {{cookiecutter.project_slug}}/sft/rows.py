@@ -1,15 +1,14 @@
 """Where the rows come from: the Hub, local files, or a folder of `Dataset.save_to_disk`."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, Features, ReadInstruction, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, ReadInstruction, concatenate_datasets, load_dataset
 
-from sft.cache import CACHE, fingerprint
+from sft.cache import cached_rows
 from sft.config import ProjectArguments
-from sft.files import check_columns, find_files, kind, read_rows
+from sft.files import check_columns, find_files, kind
 from sft.format import columns
 
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own sentences say what is wrong
@@ -31,7 +30,7 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
             splits = saved if isinstance(saved, dict) else {"train": saved}
         else:
             found = find_files(args.dataset)
-            splits = {split: _read(files, named) for split, files in found.items()}
+            splits = {split: cached_rows(files, named) for split, files in found.items()}
         specs = {"train": args.train_split, "evaluation": args.eval_split}
         evaluation = args.eval_split.partition("[")[0]
         if evaluation == "validation" and evaluation not in splits:
@@ -52,21 +51,6 @@ def is_local(dataset: str | list[str]) -> bool:
     path = str(dataset)
     is_path = path.startswith((".", "/", "~", "[")) or "*" in path or bool(kind(Path(path)))
     return is_path or os.path.exists(path)
-
-
-def _read(files: list[Path], named: list[str]) -> Dataset:
-    """The rows of files, cached by what these hold."""
-    contents = []
-    for file in files:
-        with file.open("rb") as opened:
-            contents.append(hashlib.file_digest(opened, "sha256").digest())
-    return Dataset.from_generator(
-        read_rows,
-        features=Features({column: Value("large_binary") for column in named}),
-        gen_kwargs={"files": (*files,), "columns": (*named,)},  # lists would be shards
-        cache_dir=str(CACHE),
-        fingerprint=fingerprint(contents, named),
-    )
 
 
 def _part(splits: dict[str, Dataset], spec: str) -> Dataset:

@@ -6,8 +6,7 @@ token itself where it is trained on, and -100 where the loss ignores it.
 Only the chat template knows where a reply is in the text that it writes, so we ask it. The prompt
 that it renders for inference ends where the reply begins, and most replies follow it word for word.
 For the others we render the conversation again with each reply replaced by a marker: what is
-between the markers is the template's text, and what is left of the real text is the replies. The
-real text is tokenized once, and the replies' characters are turned into tokens.
+between the markers is the template's text, and what is left of the real text is the replies.
 
 Where any of this fails, a `MaskError` says why: a mask is right, or there is none.
 """
