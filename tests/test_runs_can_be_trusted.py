@@ -506,7 +506,10 @@ WRONG = {
         ["--load_best_model_at_end=true", "--save_steps=6", "--test_size=0"],
         "load_best_model_at_end needs an evaluation",
     ),
-    "saved when best": (["--save_strategy=best", "--eval_strategy=no"], "save_strategy needs an"),
+    "saved when best": (
+        ["--save_strategy=best", "--metric_for_best_model=loss", "--eval_strategy=no"],
+        "save_strategy needs an",
+    ),
     "no column": (["--prompt_template={question}"], "no column 'question'"),
 }
 

@@ -33,7 +33,7 @@ def says(script: str, words: list[str]) -> str:
 
 OPTIONS = {
     "train": ["smoke"],
-    "preview": ["smoke"],
+    "preview": ["smoke", "clean"],
     "chat": ["prompt", "model", "max_new_tokens", "sample"],
     "merge": ["to"],
 }

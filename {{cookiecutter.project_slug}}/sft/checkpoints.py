@@ -45,8 +45,9 @@ def describe_run(
             if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
                 run[f"the base model's {file.name}"] = _hash(file)
     else:
-        which = {"revision": args.revision, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(args.base_model_path, **which)
+        config = AutoConfig.from_pretrained(
+            args.base_model_path, revision=args.revision, trust_remote_code=False
+        )
         run["the base model's commit"] = config._commit_hash
     for split, rows in examples.items():
         digest = hashlib.sha256()

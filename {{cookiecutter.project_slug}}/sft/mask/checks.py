@@ -4,10 +4,13 @@ import json
 import re
 from unicodedata import category
 
-from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings, weighted_replies
+from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings
 from sft.mask.replies import mark, marker, render
 
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers that Unicode counts as letters or symbols
+# keys of a message that say whether it is trained on, and what reads like one
+SWITCHES = ("weight", "loss", "loss_mask", "train", "training", "trainable")
+SWITCH = re.compile("weight|loss|train|mask|learn")
 ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 
 
@@ -41,6 +44,27 @@ def check_messages(row: Row, settings: Settings) -> None:
         if is_blank(row.messages[at]["content"].rpartition("</think>")[2]):
             raise MaskError("empty reply", f"message {at + 1}")
     row.messages = row.messages[: replies[-1] + 1]
+
+
+def weighted_replies(messages: list[dict]) -> list[int]:
+    """The positions of the replies, without those that the data marks as context only.
+
+    `"weight": 0` is OpenAI's mark for it, and other tools have `loss`, `train` or `trainable`.
+
+    Raises:
+        MaskError: a mark of that kind that is not understood.
+    """
+    found = []
+    for at, message in enumerate(messages):
+        marks = {key: value for key, value in message.items() if SWITCH.search(key)}
+        if message["role"] == "assistant":
+            for key, value in marks.items():
+                if key not in SWITCHES or value not in (0, 1):
+                    detail = f"message {at + 1} has {key}: {value!r}"
+                    raise MaskError("a mark of what to train on that is not known", detail)
+            if all(marks.values()):
+                found.append(at)
+    return found
 
 
 def is_blank(text: str) -> bool:

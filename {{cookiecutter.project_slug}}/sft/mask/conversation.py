@@ -9,9 +9,6 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 INSTRUCTIONS = ("system", "developer")
 UNUSED = "\ue000"  # from Unicode's private use area: it means nothing to any template
-# keys of a message that say whether it is trained on, and what reads like one
-SWITCHES = ("weight", "loss", "loss_mask", "train", "training", "trainable")
-SWITCH = re.compile("weight|loss|train|mask|learn")
 Span = tuple[int, int]  # first character or token, end
 
 
@@ -82,27 +79,6 @@ def _widths(tokenizer: Tokenizer) -> list[int] | None:
     for number, token in tokenizer.added_tokens_decoder.items():
         widths[number] = len(token.content.encode())
     return [widths.get(number, 0) for number in range(max(widths) + 1)]
-
-
-def weighted_replies(messages: list[dict]) -> list[int]:
-    """The positions of the replies, without those that the data marks as context only.
-
-    `"weight": 0` is OpenAI's mark for it, and other tools have `loss`, `train` or `trainable`.
-
-    Raises:
-        MaskError: a mark of that kind that is not understood.
-    """
-    found = []
-    for at, message in enumerate(messages):
-        marks = {key: value for key, value in message.items() if SWITCH.search(key)}
-        if message["role"] == "assistant":
-            for key, value in marks.items():
-                if key not in SWITCHES or value not in (0, 1):
-                    detail = f"message {at + 1} has {key}: {value!r}"
-                    raise MaskError("a mark of what to train on that is not known", detail)
-            if all(marks.values()):
-                found.append(at)
-    return found
 
 
 def after_instructions(messages: list[dict]) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask.conversation import MaskError, Row, after_instructions, weighted_replies
+from sft.mask.checks import weighted_replies
+from sft.mask.conversation import MaskError, Row, after_instructions
 
 
 def shorten(row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tokenizer) -> Row:
