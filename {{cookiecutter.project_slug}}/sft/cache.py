@@ -14,6 +14,12 @@ from sft.files import read_rows
 CACHE = Path(HF_DATASETS_CACHE, f"{ROOT.name}-{Hasher.hash(str(ROOT))[:8]}")
 
 
+def hash_file(file: Path) -> str:
+    """The SHA-256 of what a file holds."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def fingerprint(*contents: object) -> str:
     """A name for what is made of these by the code of sft/."""
     code = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "sft").rglob("*.py"))]
@@ -22,16 +28,12 @@ def fingerprint(*contents: object) -> str:
 
 def cached_rows(files: list[Path], columns: list[str]) -> Dataset:
     """These columns of the rows of files; what is cached goes by what the files hold."""
-    contents = []
-    for file in files:
-        with file.open("rb") as opened:
-            contents.append(hashlib.file_digest(opened, "sha256").digest())
     return Dataset.from_generator(
         read_rows,
         features=Features({column: Value("large_binary") for column in columns}),
         gen_kwargs={"files": (*files,), "columns": (*columns,)},  # lists would be shards
         cache_dir=str(CACHE),
-        fingerprint=fingerprint(contents, columns),
+        fingerprint=fingerprint([hash_file(file) for file in files], columns),
     )
 
 

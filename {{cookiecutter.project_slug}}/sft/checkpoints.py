@@ -13,6 +13,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
+from sft.cache import hash_file
 from sft.config import ROOT, ProjectArguments, say
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
@@ -184,8 +185,8 @@ def _damage(folder: Path) -> str:
 
 
 def _hash(file: Path) -> str:
-    with suppress(OSError), file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    with suppress(OSError):  # it is missing
+        return hash_file(file)
     return ""
 
 

@@ -56,14 +56,15 @@ def weighted_replies(messages: list[dict]) -> list[int]:
     """
     found = []
     for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
         marks = {key: value for key, value in message.items() if SWITCH.search(key)}
-        if message["role"] == "assistant":
-            for key, value in marks.items():
-                if key not in SWITCHES or value not in (0, 1):
-                    detail = f"message {at + 1} has {key}: {value!r}"
-                    raise MaskError("a mark of what to train on that is not known", detail)
-            if all(marks.values()):
-                found.append(at)
+        for key, value in marks.items():
+            if key not in SWITCHES or value not in (0, 1):
+                detail = f"message {at + 1} has {key}: {value!r}"
+                raise MaskError("a mark of what to train on that is not known", detail)
+        if all(marks.values()):
+            found.append(at)
     return found
 
 
