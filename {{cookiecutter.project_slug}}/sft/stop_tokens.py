@@ -5,13 +5,13 @@ from itertools import pairwise
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask import encode
+from sft.mask import encode_examples
 
 
 def stop_tokens(tokenizer: Tokenizer) -> list[int]:
     """The control tokens that the model is trained to end its turns with, the last turn's first."""
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}] * 2
-    labels = encode(chat, tokenizer)["labels"]
+    labels = encode_examples(chat, tokenizer)[-1]["labels"]
     ends = [last for last, after in pairwise([*labels, -100]) if last != -100 == after]
     control = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
     return [end for end in dict.fromkeys(reversed(ends)) if end in control]

@@ -3,10 +3,11 @@
 The model is trained on the assistant's replies and on where they end, nothing else: a label is the
 token itself where it is trained on, and -100 where the loss ignores it.
 
-Only the chat template knows where a reply is in the text that it writes, so we ask it. The prompt
-that it renders for inference ends where the reply begins, and most replies follow it word for word.
-For the others we render the conversation again with each reply replaced by a marker: what is
-between the markers is the template's text, and what is left of the real text is the replies.
+Only the chat template knows what a prompt looks like and how a reply ends, so we ask it. At
+inference it renders the messages so far with a generation prompt: each reply is trained after just
+these tokens. Mostly the text of the whole conversation has every reply after its own prompt, and is
+one example. Where it has not, since templates drop earlier thoughts or move the system text, the
+conversation is unrolled: one example for each reply.
 
 Where any of this fails, a `MaskError` says why: a mask is right, or there is none.
 """
@@ -15,35 +16,51 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask.checks import check_messages, check_text, hide_forged
+from sft.mask.checks import check_messages, check_prompt, hide_forged
 from sft.mask.conversation import MaskError, Row, Settings
-from sft.mask.end_of_turn import end_turns
-from sft.mask.replies import locate
-from sft.mask.shorten import shorten
+from sft.mask.end_of_turn import end_turn
+from sft.mask.replies import ask, join, locate
+from sft.mask.shorten import TOO_LONG, shorten
 from sft.mask.tokens import label, tokenize
 
-__all__ = ["MaskError", "encode", "encode_batch"]
+__all__ = ["MaskError", "encode", "encode_batch", "encode_examples"]
 
 STEPS = (
     check_messages,  # is the conversation sound, and which replies are trained on
-    check_text,  # the text that the chat template writes: is every message in it
+    ask,  # the prompt of the last reply, and the text with it
+    check_prompt,  # is every message in the prompt
     hide_forged,  # control tokens in the row's own words: refused, or hidden
-    locate,  # the replies in the text: after their prompts, or where markers were
-    end_turns,  # what ends each reply
+    locate,  # the last reply in the text
+    end_turn,  # what ends it
+    join,  # prompt and reply to one text, with all replies that it serves
     tokenize,  # text to ids, replies to spans of ids
     label,  # spans to labels
 )
 
 
-def encode(
+def encode(messages: list[dict], tokenizer: Tokenizer, *args, **kwargs) -> dict:
+    """The one example of a conversation: what `encode_examples` returns, without the list.
+
+    Raises:
+        MaskError: there is no mask that is sure to be right, or one example does not serve.
+    """
+    example, *others = encode_examples(messages, tokenizer, *args, **kwargs)
+    if others:
+        raise MaskError(f"{1 + len(others)} examples instead of one", "use encode_examples")
+    return example
+
+
+def encode_examples(
     messages: list[dict],
     tokenizer: Tokenizer,
     max_length: int | None = None,
     turns: str = "all",
     truncation_mode: str = "drop",
     control_tokens: str = "refuse",
-) -> dict:
-    """One conversation as `input_ids` and `labels`, two lists of equal length.
+    tools: list[dict] | None = None,
+    chat_template_kwargs: dict | None = None,
+) -> list[dict]:
+    """A conversation as examples of `input_ids` and `labels`, two lists of equal length.
 
     Args:
         messages: `[{"role": ..., "content": ...}, ...]`; what follows the last reply is left out.
@@ -54,36 +71,45 @@ def encode(
             "keep_start" the newest turns. What is left is rendered and masked anew.
         control_tokens: text that reads like a control token: "refuse" it, or "escape" it, which
             spells it out in ordinary tokens.
+        tools: what the model may call, as `apply_chat_template` takes it.
+        chat_template_kwargs: what else the template takes, such as `{"enable_thinking": False}`.
 
     Returns:
-        `input_ids`, `labels`, and `shortened`: whether something was left out.
+        One example where one text serves all replies, else one for each. Beside the lists it says
+        whether something was left out: `shortened`.
 
     Raises:
         MaskError: there is no mask that is sure to be right.
     """
+    conversation = {"messages": messages, "tools": tools}
+    conversation["chat_template_kwargs"] = chat_template_kwargs
     how = (max_length, turns, truncation_mode, control_tokens)
-    (example,) = encode_batch([messages], tokenizer, *how)
-    if isinstance(example, ValueError):
-        raise example
-    return example
+    (examples,) = encode_batch([conversation], tokenizer, *how)
+    if isinstance(examples, ValueError):
+        raise examples
+    return examples
 
 
 def encode_batch(
-    conversations: list[list[dict] | ValueError],
+    conversations: list[list[dict] | dict | ValueError],
     tokenizer: Tokenizer,
     max_length: int | None = None,
     turns: str = "all",
     truncation_mode: str = "drop",
     control_tokens: str = "refuse",
-) -> list[dict | ValueError]:
-    """What `encode` returns or raises for each conversation; a ValueError among them stays one."""
+) -> list[list[dict] | ValueError]:
+    """What `encode_examples` returns or raises for each conversation.
+
+    One is a list of messages, or a mapping of `messages`, `tools` and `chat_template_kwargs`; a
+    ValueError stays one.
+    """
     changing = (str(tokenizer.chat_template), tokenizer.eos_token, len(tokenizer))
-    settings = _settings(tokenizer, turns, control_tokens, *changing)
+    settings = _settings(tokenizer, control_tokens, *changing)
 
     def mask(rows: list[Row]) -> None:
-        """Takes the rows through all steps; one with an error goes no further."""
+        """Takes the rows through all steps; one with an error, or with parts, goes no further."""
         for step in STEPS:
-            left = [row for row in rows if row.error is None]
+            left = [row for row in rows if row.error is None and not row.parts]
             if step is tokenize:  # one call for many texts takes less time
                 tokenize(left, settings)
                 continue
@@ -93,21 +119,39 @@ def encode_batch(
                 except ValueError as error:
                     row.error = error
 
-    rows = [
-        Row([], error=messages) if isinstance(messages, ValueError) else Row(messages)
-        for messages in conversations
-    ]
-    mask(rows)
-    examples = []
-    for row in rows:
+    def fit(row: Row) -> dict | ValueError:
+        """The row as an example, shortened if it is too long."""
         is_long = row.error is None and max_length is not None and len(row.ids) > max_length
         if is_long:
             row = shorten(row, max_length, truncation_mode, mask, tokenizer)
         example = {"input_ids": row.ids, "labels": row.labels, "shortened": is_long}
-        examples.append(row.error or example)
+        return row.error or example
+
+    rows = [_row(conversation, turns) for conversation in conversations]
+    mask(rows)
+    mask([part for row in rows for part in row.parts])
+    examples = []
+    for row in rows:
+        found = [fit(part) for part in row.parts or [row]]
+        refusals = [one for one in found if isinstance(one, ValueError)]
+        fitting = [one for one in found if not isinstance(one, ValueError)]
+        if truncation_mode == "keep_start" and fitting:  # the newest turns are left out
+            refusals = [one for one in refusals if TOO_LONG not in str(one)]
+        examples.append(refusals[0] if refusals else fitting)
     return examples
 
 
+def _row(conversation: list[dict] | dict | ValueError, turns: str) -> Row:
+    if isinstance(conversation, ValueError):
+        return Row([], turns, error=conversation)
+    if isinstance(conversation, list):
+        return Row(conversation, turns)
+    extra = dict(conversation.get("chat_template_kwargs") or {})
+    if conversation.get("tools"):
+        extra["tools"] = conversation["tools"]
+    return Row(conversation["messages"], turns, extra)
+
+
 @lru_cache(maxsize=4)  # to read a tokenizer's control tokens takes longer than to mask a row
-def _settings(tokenizer: Tokenizer, turns: str, control: str, *what_may_change) -> Settings:
-    return Settings(tokenizer, turns, control)
+def _settings(tokenizer: Tokenizer, control_tokens: str, *what_may_change) -> Settings:
+    return Settings(tokenizer, control_tokens)

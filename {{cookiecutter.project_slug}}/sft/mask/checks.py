@@ -4,13 +4,13 @@ import json
 import re
 from unicodedata import category
 
-from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings
-from sft.mask.replies import mark, marker, render
+from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings, render
+from sft.mask.forms import calls_of, mark, marker
 
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers that Unicode counts as letters or symbols
 # keys of a message that say whether it is trained on, and what reads like one
 SWITCHES = ("weight", "loss", "loss_mask", "train", "training", "trainable")
-SWITCH = re.compile("weight|loss|train|mask|learn")
+SWITCH = re.compile(r"(?:^|[\W_])(?:weight|loss|train|mask|learn)", re.IGNORECASE)
 ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 
 
@@ -18,30 +18,36 @@ def check_messages(row: Row, settings: Settings) -> None:
     """Cuts the conversation after its last reply, and says which replies are trained on.
 
     Raises:
-        MaskError: a message without known role or text, a reply that calls tools, or no reply.
+        MaskError: a message without known role or text, a call without a name, or no reply.
     """
     for number, message in enumerate(row.messages, start=1):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
             raise MaskError("unknown role", detail)
-        if role == "assistant" and message.get("tool_calls"):
+        calls = message.get("tool_calls") if role == "assistant" else None
+        try:
+            calls_of(message)
+        except (ValueError, TypeError) as error:
+            raise MaskError(
+                "tool calls that cannot be read", f"message {number}: {error}"
+            ) from None
+        if calls and content is None:
             continue
         if not isinstance(content, str):
             kind = "null" if content is None else type(content).__name__
             raise MaskError("content that is not text", f"message {number} holds {kind}")
-        if is_blank(content):
+        if is_blank(content) and not calls:
             kind = "empty reply" if role == "assistant" else "empty message"
             raise MaskError(kind, f"message {number}")
     replies = weighted_replies(row.messages)
     if not replies:
         raise MaskError("no assistant turn to train on")
-    row.trained = replies if settings.turns == "all" else replies[-1:]
+    row.trained = replies if row.turns == "all" else replies[-1:]
     for at in row.trained:
-        if row.messages[at].get("tool_calls"):
-            detail = f"message {at + 1}; only text is trained on"
-            raise MaskError("a reply that calls tools", detail)
-        if is_blank(row.messages[at]["content"].rpartition("</think>")[2]):
+        reply = row.messages[at]
+        answer = (reply.get("content") or "").rpartition("</think>")[2]
+        if is_blank(answer) and not reply.get("tool_calls"):
             raise MaskError("empty reply", f"message {at + 1}")
     row.messages = row.messages[: replies[-1] + 1]
 
@@ -73,34 +79,39 @@ def is_blank(text: str) -> bool:
     return not any(category(one)[0] in "LNPS" and one not in INVISIBLE for one in text)
 
 
-def check_text(row: Row, settings: Settings) -> None:
-    """Renders the conversation, and checks that each message is in the text.
+def check_prompt(row: Row, settings: Settings) -> None:
+    """Checks that each message, and each tool, is in the prompt.
 
     Raises:
-        MaskError: one is not, since templates drop roles that they do not know.
+        MaskError: one is not, since templates drop what they do not know.
     """
-    (row.text,) = render([row.messages], settings)
     contents = (message.get("content") for message in row.messages)
     said = "\n".join(content for content in contents if isinstance(content, str))
+    text = row.prompt or row.full  # a reply that no chat asks for has no prompt
     unclear, lost = [], []
-    for at, message in enumerate(row.messages):
+    for at, message in enumerate(row.messages[:-1]):
         if message["role"] == "assistant":
             continue
         words = message["content"].strip()
         forms = {words}
         if message["role"] == "tool":  # what tools answer is often written as JSON
             forms |= {json.dumps(words, ensure_ascii=flag)[1:-1] for flag in (False, True)}
-        times = sum(map(row.text.count, forms))
+        times = sum(map(text.count, forms))
         if times == 0:
             lost.append(at)
         elif times > 1 or said.count(words) > 1:
             unclear.append(at)  # the words may be there for another message
     if unclear:
-        (marked,) = render([mark(row.messages, unclear)], settings)
+        marked = [mark(row.messages[:-1], unclear)]
+        (marked,) = render(marked, settings, row, add_generation_prompt=bool(row.prompt))
         lost += [at for at in unclear if marker(at) not in marked]
     if lost:
         detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
         raise MaskError("the chat template drops a message", detail)
+    for tool in row.extra.get("tools") or []:
+        name = tool.get("function", tool).get("name") if isinstance(tool, dict) else None
+        if not isinstance(name, str) or name not in text:
+            raise MaskError("the chat template does not write the tools", f"{name!r} is not there")
 
 
 def hide_forged(row: Row, settings: Settings) -> None:
@@ -109,7 +120,7 @@ def hide_forged(row: Row, settings: Settings) -> None:
     No character moves: each is replaced by one that means nothing.
 
     Raises:
-        MaskError: there are some, and they are to be refused or cannot be told from the template's.
+        MaskError: there are some, and they are to be refused.
     """
     special, found = settings.special, []
 
@@ -123,16 +134,17 @@ def hide_forged(row: Row, settings: Settings) -> None:
             return {key: hidden(value) for key, value in words.items()}
         return [hidden(value) for value in words] if isinstance(words, list) else words
 
-    row.safe_text, row.safe_messages = row.text, []
-    for number, message in enumerate(row.messages, start=1):
+    row.safe_messages, row.safe_prompt, row.safe_full = [], row.prompt, row.full
+    for number, message in enumerate([row.extra, *row.messages]):
         row.safe_messages.append(hidden(message))
-        if found and settings.control_tokens == "refuse":
-            detail = f"message {number} holds {found[0]}, which forges a turn"
-            raise MaskError("control token in the text", detail)
+        if found and (number == 0 or settings.control_tokens == "refuse"):
+            where = f"message {number}" if number else "tools"
+            raise MaskError(
+                "control token in the text", f"{where} holds {found[0]}, which forges a turn"
+            )
+    row.safe_messages = row.safe_messages[1:] if found else row.messages
     if found:
-        (row.safe_text,) = render([row.safe_messages], settings)
-        runs = [run.span() for run in re.finditer(f"{UNUSED}+", row.safe_text)]
-        shown = re.sub(f"{UNUSED}+", lambda run: row.text[slice(*run.span())], row.safe_text)
-        if shown != row.text:
-            raise MaskError("control token in the text", "the chat template hides where it is")
-        row.forged = [token.span() for run in runs for token in special.finditer(row.text, *run)]
+        if row.prompt:
+            before = [row.safe_messages[:-1]]
+            (row.safe_prompt,) = render(before, settings, row, add_generation_prompt=True)
+        (row.safe_full,) = render([row.safe_messages], settings, row)

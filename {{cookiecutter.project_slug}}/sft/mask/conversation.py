@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -25,25 +26,43 @@ class Row:
     """A conversation on its way to labels: each step fills in fields."""
 
     messages: list[dict]
+    turns: str = "all"  # which replies are trained on
+    extra: dict = field(default_factory=dict)  # what the template gets beside them, such as `tools`
     error: ValueError | None = None  # why there is no mask
+    parts: Sequence["Row"] = ()  # one for each reply, where one text does not serve all
     trained: Sequence[int] = ()  # positions of the replies to train on
-    text: str = ""  # as the chat template writes it
-    # both again, with the control tokens in the row's own words hidden; and where these are
+    prompt: str = ""  # as inference asks for the last reply
+    full: str = ""  # the conversation with that reply
+    # all again, with the control tokens in the row's own words hidden
     safe_messages: Sequence[dict] = ()
-    safe_text: str = ""
-    forged: Sequence[Span] = ()
-    replies: Sequence[Span] = ()  # characters of each; later with its end
+    safe_prompt: str = ""
+    safe_full: str = ""
+    start: int = 0  # where in `full` the text after the prompt begins
+    between: str = ""  # what the template leaves out there: the thought, or the end of an empty one
+    said: Span = (0, 0)  # where in `full` the words of the last reply are
+    end: int = 0  # where in `full` its turn ends
+    text: str = ""  # `prompt`, `between`, and `full` from `start` on
+    forged: Sequence[Span] = ()  # control tokens in the row's own words, in `text`
+    replies: Sequence[Span] = ()  # characters of each in `text`, with the end of its turn
     is_ended: bool = False  # whether the template itself ends the last reply
     ids: Sequence[int] = ()
     spans: Sequence[Span] | None = None  # tokens of each reply
     labels: Sequence[int] = ()
 
+    def without(self, messages: list[dict]) -> "Row":
+        """A row of some of its messages."""
+        return Row(messages, self.turns, self.extra)
+
+    def unroll(self) -> None:
+        """One row for each reply, each with the context in which inference asks for it."""
+        self.parts = [Row(self.messages[: at + 1], "last", self.extra) for at in self.trained]
+
 
 class Settings:
-    """The tokenizer with its control tokens, such as <|im_end|>, and two options of `encode`."""
+    """The tokenizer with its control tokens, such as <|im_end|>, and an option of `encode`."""
 
-    def __init__(self, tokenizer: Tokenizer, turns: str, control_tokens: str):
-        self.tokenizer, self.turns, self.control_tokens = tokenizer, turns, control_tokens
+    def __init__(self, tokenizer: Tokenizer, control_tokens: str):
+        self.tokenizer, self.control_tokens = tokenizer, control_tokens
         self.eos = tokenizer.eos_token
         added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()}
         self.control_ids = {*added, tokenizer.eos_token_id}
@@ -64,6 +83,7 @@ class Settings:
         written = {name for name in names if name in headers and "think" not in name}
         self.special = _any_of({*flagged, *tokenizer.all_special_tokens, *written})
         self.widths = _widths(tokenizer)
+        self.ids_of = lru_cache(64)(partial(tokenizer.encode, add_special_tokens=False))
 
 
 def _any_of(words: set[str]) -> re.Pattern:
@@ -84,3 +104,16 @@ def _widths(tokenizer: Tokenizer) -> list[int] | None:
 def after_instructions(messages: list[dict]) -> int:
     """The position of the first message that is no system or developer message."""
     return next(at for at, message in enumerate(messages) if message["role"] not in INSTRUCTIONS)
+
+
+def render(conversations: list[list[dict]], settings: Settings, row: Row, **kwargs) -> list[str]:
+    """The texts that the chat template writes, with what the row gives it beside the messages.
+
+    Raises:
+        MaskError: the template refuses one of them, in its own words.
+    """
+    kwargs |= {"tokenize": False, **row.extra}
+    try:
+        return settings.tokenizer.apply_chat_template(conversations, **kwargs)
+    except Exception as error:  # templates raise what they like
+        raise MaskError("refused by the chat template", " ".join(str(error).split())) from error

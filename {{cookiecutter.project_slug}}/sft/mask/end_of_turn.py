@@ -8,32 +8,27 @@ turn's header at once, which is not for the model to write.
 import re
 from os.path import commonprefix
 
-from sft.mask.conversation import UNUSED, MaskError, Row, Settings
-from sft.mask.replies import render
+from sft.mask.conversation import UNUSED, MaskError, Row, Settings, render
 
 PROBE = {"role": "user", "content": UNUSED}
 
 
-def end_turns(row: Row, settings: Settings) -> None:
-    """Extends each reply by what ends its turn.
+def end_turn(row: Row, settings: Settings) -> None:
+    """Finds where the turn of the last reply ends, if the template ends it.
 
     Raises:
         MaskError: a turn has no clear end.
     """
-    *earlier, (start, end) = row.replies
-    last = _end_of_last(row, start, end, settings)
-    row.is_ended = bool(last)
-    row.replies = [
-        (begin, stop + len(_end_of_earlier(row, at, stop, last, settings)))
-        for at, (begin, stop) in zip(row.trained[:-1], earlier, strict=True)
-    ]
-    # where nothing ends the last reply, it ends with the text, white space included
-    row.replies.append((start, end + len(last) if last else len(row.text)))
+    if row.safe_messages[-1].get("tool_calls"):
+        row.end = _end_of_calls(row, settings)
+    else:
+        row.end = row.said[1] + len(_end_of_words(row, settings))
+    row.is_ended = row.end > row.said[1]
 
 
-def _end_of_last(row: Row, start: int, end: int, settings: Settings) -> str:
-    """What ends the turn of the last reply, from character `start` to `end`; "" if nothing does."""
-    text, control = row.safe_text, settings.control
+def _end_of_words(row: Row, settings: Settings) -> str:
+    """What ends the turn after the words of the last reply; "" if nothing does."""
+    text, control, (start, end) = row.safe_full, settings.control, (row.start, row.said[1])
     closing, tail = _closing(text, end, settings), text[end:]
     if not closing and tail.strip():
         raise MaskError("no end-of-turn token", "the chat template ends turns with plain text")
@@ -44,7 +39,7 @@ def _end_of_last(row: Row, start: int, end: int, settings: Settings) -> str:
     if not header and tail.strip() == closing.strip():
         return closing
     # what belongs to the turn is there even where another message follows
-    (longer,) = render([[*row.safe_messages, PROBE]], settings)
+    (longer,) = render([[*row.safe_messages, PROBE]], settings, row)
     shared = len(commonprefix([tail, longer[end:]]))
     shared = min([shared, *(m.start() for m in control.finditer(tail) if m.end() > shared)])
     own = tail[:shared].rstrip()
@@ -56,27 +51,29 @@ def _end_of_last(row: Row, start: int, end: int, settings: Settings) -> str:
     raise MaskError("no clear end of turn", f"{tail[:40]!r} follows the last reply")
 
 
-def _end_of_earlier(row: Row, at: int, end: int, last: str, settings: Settings) -> str:
-    """What ends the turn of the reply `row.messages[at]`, which ends at character `end`.
-
-    That is what ends the last reply or a user's turn, or EOS.
-    """
-    text, following = row.safe_text, row.safe_messages[at + 1]
-    if last and text.startswith(last, end):
-        return last
-    closing = _closing(text, end, settings)
-    if _is_eos(closing, settings) or not closing and following["role"] != "user":
-        return closing
-    header, _, users = render([[PROBE]], settings)[0].partition(UNUSED)
-    if closing and any(
-        known.startswith(closing) and not _plain(known, settings) for known in (last, users)
-    ):
-        return closing
-    if following["role"] == "user":
-        between = text[end : text.find(following["content"].strip(), end)].lstrip()
-        if header.endswith(between):
-            return ""  # a header is not for the model to write
-    raise MaskError("no clear end of turn", f"{text[end : end + 40]!r} follows an earlier reply")
+def _end_of_calls(row: Row, settings: Settings) -> int:
+    """Where the turn ends: what the tools answer would follow; `row.said[1]` if nothing ends it."""
+    text, control = row.safe_full, settings.control
+    headers = (m.start() for m in control.finditer(text, row.start))
+    last = next((at for at in headers if row.safe_prompt.endswith(text[at:])), len(text))
+    calls, answer = row.safe_messages[-1]["tool_calls"], {"role": "tool", "content": UNUSED}
+    answers = [
+        {**answer, "name": call["function"]["name"], "tool_call_id": call.get("id", "")}
+        for call in calls
+    ]
+    try:
+        (longer,) = render([[*row.safe_messages, *answers]], settings, row)
+        shared = len(commonprefix([text, longer]))
+    except MaskError:  # which the template takes for no next message
+        shared = last
+    eos = text.find(settings.eos, row.start, last) if settings.eos else -1
+    if eos >= 0:
+        return eos + len(settings.eos)
+    for end in (min(shared, last), last):
+        own = text[:end].rstrip()
+        if len(own) > row.start and re.search(f"(?:{control.pattern})$", own):
+            return len(own)
+    return row.said[1]
 
 
 def _closing(text: str, end: int, settings: Settings) -> str:

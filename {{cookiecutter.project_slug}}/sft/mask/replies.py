@@ -1,135 +1,204 @@
-"""Where the replies are in the text that the chat template writes.
+"""What the model has to write: the text after the prompt with which inference asks for a reply.
 
-A reply begins where the generation prompt ends, which inference supplies. What it does not supply
-is trained on, such as the empty thought that a template writes before an answer without one.
+That prompt is rendered as inference renders it, from the messages before the reply. Mostly the text
+of the conversation continues it. Where it does not, because the prompt begins a thought that the
+text lacks, or the template writes an earlier turn in another way, the two are joined.
 """
 
 import re
-from os.path import commonprefix
+from bisect import bisect
 
-from sft.mask.conversation import MaskError, Row, Settings, after_instructions
+from sft.mask.conversation import (
+    UNUSED,
+    MaskError,
+    Row,
+    Settings,
+    Span,
+    after_instructions,
+    render,
+)
+from sft.mask.forms import FIELDS, forms, lacking, mark, marker, thought_of
 
 MARKER = re.compile("\u2060\\d+\u2060")
-SPACES = re.compile(r"\s*")
+# tags such as <think>, [THINK], <seed:think> or <|START_THINKING|>, and those that end a thought
+OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re.IGNORECASE)
+CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
+TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
+REASONS = {
+    "answer": "the chat template rewrites the reply",
+    "thought": "the chat template drops the thinking",
+    "calls": "the chat template does not write the tool calls",
+}
 
 
-def render(conversations: list[list[dict]], settings: Settings, **kwargs) -> list[str]:
-    """The texts that the chat template writes.
+def ask(row: Row, settings: Settings) -> None:
+    """Renders the prompt and the text, in the first form in which the text has all of the reply.
 
     Raises:
-        MaskError: the template refuses one of them, in its own words.
+        MaskError: there is no such form, and the template does not prompt for a thought either.
     """
-    try:
-        return settings.tokenizer.apply_chat_template(conversations, tokenize=False, **kwargs)
-    except Exception as error:  # templates raise what they like
-        raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
+    refusal, prompted, prompts = None, None, [""]
+    for messages in forms(row.messages):
+        try:
+            if is_asked(row.messages, len(row.messages) - 1):
+                prompts = render([messages[:-1]], settings, row, add_generation_prompt=True)
+            (full,) = render([messages], settings, row)
+        except MaskError as error:
+            refusal = refusal or error
+            continue
+        row.messages, (row.prompt,), row.full = messages, prompts, full
+        what = lacking(messages[-1], full[_common(row.prompt, full) :])
+        if not what:
+            return
+        if what == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
+            prompted = prompted or (messages, row.prompt, full)
+        elif not isinstance(refusal, MaskError) or "refused" in refusal.reason:
+            refusal = MaskError(REASONS[what], f"message {len(messages)}")
+    if prompted is None:
+        raise refusal
+    row.messages, row.prompt, row.full = prompted
+
+
+def is_asked(messages: list[dict], at: int) -> bool:
+    """Whether a chat would ask for the reply at this position: not after another, or at first."""
+    return at > 0 and messages[at - 1]["role"] != "assistant"
 
 
 def locate(row: Row, settings: Settings) -> None:
-    """Finds the replies that are trained on, without what ends them.
+    """Finds the words of the last reply, and where the text after the prompt begins.
 
     Raises:
-        MaskError: the template makes something else of a reply, or drops its thought.
+        MaskError: the template makes something else of the reply.
     """
-    messages, marked = row.safe_messages, mark(row.safe_messages, row.trained)
-    first = last = after_instructions(messages)
-    befores = {}
-    for at in row.trained:
-        if at and messages[at - 1]["role"] != "assistant":  # or inference has no prompt for it
-            # to render all that precedes each of many replies takes too long: instructions stay,
-            # and what follows the user's turn before the last reply
-            users = (i for i in range(last, first, -1) if messages[i]["role"] == "user")
-            befores[at] = messages[:first] + marked[next(users, first) : at]
+    reply, prompt, full = row.safe_messages[-1], row.safe_prompt, row.safe_full
+    thought, answer = thought_of(reply)
+    begun, common = OPENING.search(prompt), _common(prompt, full)
+    row.said = _words(row, answer, settings) if answer.strip() else (common, common)
+    row.start, is_shown = common, thought and thought in full[common:]
+    if not prompt or not full.startswith(prompt) or row.said[0] < common:
+        differs = prompt[common:]
+        if not answer.strip() and (
+            not TAG.match(differs.lstrip() or "<>") or _said(row.safe_messages[-2]) in differs
+        ):
+            raise MaskError("the chat template depends on the reply", "its prompt is another")
+        first = full.find(thought, common) if is_shown else row.said[0]
+        tag = OPENING.search(full[:first]) if is_shown and not begun else None
+        closed = [end.start() for end in CLOSING.finditer(full, common) if end.end() == first]
+        row.start = tag.start() if tag else closed[0] if begun and closed else first
+    if not prompt:
+        row.prompt, row.safe_prompt = row.full[: row.start], full[: row.start]
+    row.between = "" if is_shown else thought
+    if begun and not is_shown and not CLOSING.match(full, row.start):
+        row.between += _closing(row, begun[0], settings)
+
+
+def _words(row: Row, answer: str, settings: Settings) -> Span:
+    """Where the answer is in the text."""
+    full, start = row.safe_full, len(row.safe_prompt)
+    if full.startswith(row.safe_prompt):
+        first = full.find(answer, start)
+        if first == full.rfind(answer, start) >= 0:  # once; they may overlap
+            return first, first + len(answer)
+    last = len(row.safe_messages) - 1
+    (marked,) = render([mark(row.safe_messages, [last])], settings, row)
+    before, *rest = MARKER.split(marked)
+    end = len(full) - len(rest[0]) if rest else 0
+    is_same = len(rest) == 1 and full.startswith(before) and full.endswith(rest[0])
+    if not is_same or end < len(before):
+        detail = f"message {last + 1} cannot be located"
+        raise MaskError("the chat template depends on the reply", detail)
+    if full[len(before) : end].strip() != answer.strip():
+        raise MaskError(REASONS["answer"], f"message {last + 1}: {answer.strip()[:40]!r}")
+    return len(before), end
+
+
+def _common(prompt: str, full: str) -> int:
+    """Where `full` leaves the prompt: at its end, or before the tag in which they differ."""
+    if full.startswith(prompt):
+        return len(prompt)
+    at = bisect(range(len(prompt)), False, key=lambda at: prompt[: at + 1] != full[: at + 1])
+    tags = TAG.finditer(prompt, max(0, at - 40))
+    return next((tag.start() for tag in tags if tag.start() < at < tag.end()), at)
+
+
+def _closing(row: Row, tag: str, settings: Settings) -> str:
+    """What the template writes between a thought and the answer; its tag closed if it drops it."""
+    reply = {"role": "assistant", "content": marker(1), **dict.fromkeys(FIELDS, marker(0))}
+    (text,) = render([[*row.safe_messages[:-1], reply]], settings, row)
+    between = re.search(f"{marker(0)}(.+?){marker(1)}", text, re.DOTALL)
+    if between:
+        return between[1]
+    name = tag.strip()
+    end = name.replace("START", "END") if "START" in name else f"{name[0]}/{name[1:]}"
+    return f"\n{end}\n\n" if tag.endswith("\n") else end
+
+
+def join(row: Row, settings: Settings) -> None:
+    """Puts the text together, and finds every reply that is trained on in it.
+
+    Where it does not have each after its own prompt and in the same form, the row is unrolled.
+    """
+    thought = thought_of(row.messages[-1])[0] if row.between else ""
+    between = thought + row.between[len(thought) :]
+    row.text = row.prompt + between + row.full[row.start :]
+    shift = len(row.prompt) + len(between) - row.start
+    row.replies = [(len(row.prompt), row.end + shift if row.is_ended else len(row.text))]
+    if row.safe_messages is not row.messages:
+        row.forged = _forged(
+            row, row.safe_prompt + row.between + row.safe_full[row.start :], settings
+        )
+    if len(row.trained) > 1:
+        is_one = not shift and all(is_asked(row.messages, at) for at in row.trained)
+        earlier = _earlier(row, settings) if is_one else []
+        if len(earlier) < len(row.trained) - 1:
+            row.unroll()
+        row.replies = [*earlier, *row.replies]
+
+
+def _forged(row: Row, safe_text: str, settings: Settings) -> list[Span]:
+    """Where the control tokens in the row's own words are in its text.
+
+    Raises:
+        MaskError: they cannot be told from those of the template.
+    """
+    runs = [run.span() for run in re.finditer(f"{UNUSED}+", safe_text)]
+    shown = re.sub(f"{UNUSED}+", lambda run: row.text[slice(*run.span())], safe_text)
+    if shown != row.text:
+        raise MaskError("control token in the text", "the chat template hides where it is")
+    return [token.span() for run in runs for token in settings.special.finditer(row.text, *run)]
+
+
+def _earlier(row: Row, settings: Settings) -> list[Span]:
+    """The earlier replies in the text, up to the first that is not as inference would have it.
+
+    To render all that precedes each of many replies takes too long: instructions stay, and what
+    follows the user's turn before the last reply.
+    """
+    messages, text = row.safe_messages, row.safe_full
+    marked, first = mark(messages, row.trained), after_instructions(messages)
+    last, before = first, []
+    for at in row.trained[:-1]:
+        users = (i for i in range(last, first, -1) if messages[i]["role"] == "user")
+        before.append(messages[:first] + marked[next(users, first) : at])
         last = at
-    before = list(befores.values())
-    texts = render(before, settings, add_generation_prompt=True) if before else []
-    prompts = dict(zip(befores, (MARKER.split(text)[-1] for text in texts), strict=True))
-    if not _follows(row, prompts):
-        _compare(row, *render([marked], settings), prompts)
-
-
-def _follows(row: Row, prompts: dict[int, str]) -> bool:
-    """Whether the words of the only reply follow its prompt just once; most do.
-
-    Then the template has made nothing else of them, and `row.replies` is filled in.
-    """
-    text, reply, prompt = row.safe_text, row.safe_messages[-1], prompts.get(row.trained[-1], "")
-    is_bare = reply.keys() == {"role", "content"}  # no thought beside the content
-    if len(row.trained) == 1 and prompt and is_bare and text.startswith(prompt):
-        words, start = reply["content"], len(prompt)
-        first = text.find(words, start)
-        if first == text.rfind(words, start) >= 0:  # they may overlap
-            row.replies = [(start, first + len(words))]
-    return bool(row.replies)
-
-
-def _compare(row: Row, marked: str, prompts: dict[int, str]) -> None:
-    """Finds the replies where the text differs from the rendering with markers for them.
-
-    Raises:
-        MaskError: it differs elsewhere, or by something else than a reply.
-    """
-    text, found, literals = row.safe_text, MARKER.findall(marked), MARKER.split(marked)
-    if found != [marker(at) for at in row.trained]:
-        lost = [at for at in row.trained if found.count(marker(at)) != 1]
-        raise _unlocated([*lost, *row.trained][0])
-    row.replies, border = [], 0  # the end of the reply before
-    for at, before, after in zip(row.trained, literals, literals[1:], strict=False):
-        if not text.startswith(before, border):
-            raise _unlocated(at)
-        answer = row.safe_messages[at]["content"].rpartition("</think>")[2].strip()
-        first = SPACES.match(text, border + len(before)).end()
-        if not text.startswith(answer, first):
-            detail = f"message {at + 1}: {answer[:40]!r}"
-            raise MaskError("the chat template rewrites the reply", detail)
-        # white space after the answer is the reply's, but for what the template writes there
-        end = SPACES.match(text, first + len(answer)).end() - SPACES.match(after).end()
-        row.replies.append((_start(row, at, border, before, end, prompts.get(at, "")), end))
-        border = end
-    if text[border:] != literals[-1]:
-        raise _unlocated(row.trained[-1])
-
-
-def _unlocated(at: int) -> MaskError:
-    detail = f"message {at + 1} cannot be located"
-    return MaskError("the chat template depends on the reply", detail)
-
-
-def _start(row: Row, at: int, border: int, before: str, end: int, prompt: str) -> int:
-    """Where a reply that ends at `end` starts: after its prompt, if the template follows that.
-
-    `before` is what the template writes from `border`, the end of the reply before, to the answer.
-    """
-    message, text = row.safe_messages[at], row.safe_text
-    content = message["content"].strip()
-    thought, tag, answer = content.rpartition("</think>")
-    start, fits = border + len(before), True
-    if prompt and before.startswith(prompt):
+    prompts = render(before, settings, row, add_generation_prompt=True)
+    whole = text.find((messages[-1].get("content") or "").strip(), row.start)  # with its thought
+    lead = text[row.start : row.said[0] if whole < 0 else whole]
+    end = text[row.said[1] : row.end] or settings.eos or ""
+    found, border = [], 0
+    for at, prompt in zip(row.trained, prompts, strict=False):
+        prompt = MARKER.split(prompt)[-1]
         start = border + len(prompt)
-        is_plain = thought.startswith("<think>") and content.count("think>") == 2
-        fits = not tag or is_plain or content in text[start:end]
-    elif tag:  # the thought has to be trained on as it is, and nothing of it be supplied
-        start = len(text[:end].rstrip()) - len(content)
-        supplied = border + len(commonprefix([prompt, before]))
-        fits = start >= supplied and text.startswith(content, start)
-    written = text[start:end].rstrip().removesuffix(answer.lstrip())
-    thoughts = [thought.rpartition("<think>")[2]]
-    thoughts += [message[key] for key in message if re.search("think|thought|reason", key)]
-    if not fits or any(isinstance(t, str) and t.strip() not in written for t in thoughts):
-        detail = f"message {at + 1}, or does not prompt for it"
-        raise MaskError("the chat template drops the thinking", detail)
-    return start
+        content = messages[at].get("content") or ""
+        for words in (content, content.strip()):
+            if words and text.startswith(prompt + lead + words + end, border):
+                border = start + len(lead + words)
+                found.append((start, border + len(end)))
+                break
+        else:
+            break
+    return found
 
 
-def mark(messages: list[dict], positions: list[int]) -> list[dict]:
-    """The messages with markers for what those at `positions` say, except for thoughts."""
-    marked = list(messages)
-    for at in positions:
-        thought, tag, _ = marked[at]["content"].rpartition("</think>")  # where templates split it
-        marked[at] = {**marked[at], "content": thought + tag + marker(at)}
-    return marked
-
-
-def marker(at: int) -> str:
-    """The marker of a message: its word joiners keep templates from trimming it."""
-    return f"\u2060{at}\u2060"
+def _said(message: dict) -> str:
+    return (message.get("content") or "").strip() or "\0"

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.mask.checks import weighted_replies
 from sft.mask.conversation import MaskError, Row, after_instructions
 
+TOO_LONG = "longer than max_length"
+
 
 def shorten(row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tokenizer) -> Row:
     """The longest shorter row of at most `max_length` tokens, or one with an error.
@@ -24,11 +26,12 @@ def shorten(row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tok
         mask: masks a list of rows.
     """
     length = len(row.ids)
-    shorter = [Row(messages) for messages in _without_turns(row.messages, mode)]
+    shorter = [row.without(messages) for messages in _without_turns(row.messages, mode)]
 
     def fits(number: int) -> bool:
-        mask([shorter[number]])
-        return shorter[number].error is None and len(shorter[number].ids) <= max_length
+        one = shorter[number]
+        mask([one])
+        return one.error is None and not one.parts and len(one.ids) <= max_length
 
     most = _size(row.messages) * max_length / length  # characters that should fit
     guess = bisect_left(shorter, True, key=lambda one: _size(one.messages) <= most)
@@ -39,11 +42,11 @@ def shorten(row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tok
         excess = len(row.ids) - max_length
         left = _without_start(row.messages, excess, tokenizer) if mode == "truncate_prompt" else []
         if left:
-            row = Row(left)
+            row = row.without(left)
             mask([row])
         else:
             detail = f"{length} tokens, {max_length} allowed"
-            row.error = MaskError("longer than max_length", detail)
+            row.error = MaskError(TOO_LONG, detail)
     return row
 
 

@@ -11,6 +11,8 @@ from itertools import accumulate, pairwise
 
 from sft.mask.conversation import MaskError, Row, Settings, Span
 
+NEAR = 200  # characters before a reply in which its header's control tokens are
+
 
 def tokenize(rows: list[Row], settings: Settings) -> None:
     """Tokenizes the texts, many in a call, and finds the tokens of each reply."""
@@ -58,13 +60,23 @@ def _by_offset(row: Row, place: Callable[[int], Span], settings: Settings) -> li
 
 
 def label(row: Row, settings: Settings) -> None:
-    """Labels the tokens of the replies.
+    """Labels the tokens of the replies, if each begins after just the tokens of its prompt.
+
+    Inference gives the model the prompt in tokens of its own. Where the text's tokens cross that
+    border, prompt and reply are tokenized apart, or the row is unrolled if it has several.
 
     Raises:
         MaskError: no token says that the last reply ends.
     """
-    if row.forged:
-        row.ids, offsets = _tokenize_escaped(row, settings)
+    is_split = not all(
+        _keeps_prompt(row, start, first, settings)
+        for (start, _), (first, _) in zip(row.replies, row.spans, strict=True)
+    )
+    if is_split and len(row.replies) > 1:
+        row.unroll()
+        return
+    if row.forged or is_split:
+        row.ids, offsets = _tokenize_apart(row, is_split, settings)
         row.spans = _by_offset(row, offsets.__getitem__, settings)
     row.labels = [-100] * len(row.ids)
     for first, end in row.spans:
@@ -78,7 +90,15 @@ def label(row: Row, settings: Settings) -> None:
         raise MaskError("no end-of-turn token", "the tokenizer takes it for plain text")
 
 
-def _tokenize_escaped(row: Row, settings: Settings) -> tuple[list[int], list[Span]]:
+def _keeps_prompt(row: Row, start: int, first: int, settings: Settings) -> bool:
+    """Whether the tokens before a reply are those of its prompt: since the last control token."""
+    near = max(0, start - NEAR)
+    control = [token.start() for token in settings.control.finditer(row.text, near, start)]
+    ids = settings.ids_of(row.text[control[-1] if control else 0 : start])
+    return row.ids[max(0, first - len(ids)) : first] == ids
+
+
+def _tokenize_apart(row: Row, is_split: bool, settings: Settings) -> tuple[list[int], list[Span]]:
     """Ids and offsets of the text, with what is forged spelled out in ordinary tokens.
 
     Raises:
@@ -92,9 +112,11 @@ def _tokenize_escaped(row: Row, settings: Settings) -> tuple[list[int], list[Spa
 
     newline = tokens("\n", False)[0]
     all_ids, all_offsets = [], []
-    borders = [0, *(border for span in row.forged for border in span), len(row.text)]
-    for number, (start, stop) in enumerate(pairwise(borders)):
-        text, is_forged = row.text[start:stop], number % 2 == 1
+    forged = {*row.forged}
+    cuts = {0, len(row.text), *(border for span in forged for border in span)}
+    cuts |= {row.replies[0][0]} if is_split else set()
+    for start, stop in pairwise(sorted(cuts)):
+        text, is_forged = row.text[start:stop], (start, stop) in forged
         # at a text's start some tokenizers put a space, but not after a newline
         ids, offsets = tokens("\n" + text, is_forged)
         if start > 0 and ids[: len(newline)] == newline:

@@ -1,0 +1,123 @@
+"""The forms of a reply: templates differ in where they read its thought and its tool calls.
+
+A thought may be in the content, as <think>...</think>, or in a field of its own; a call's arguments
+may be a mapping or JSON text. Of these forms, the first is used in which the template writes all of
+the reply: others lose the thought, or train on it as if it were the answer.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+FIELDS = ("reasoning_content", "reasoning", "thinking")  # templates have these names for it
+INLINE = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
+
+
+def forms(messages: list[dict]) -> Iterator[list[dict]]:
+    """The conversation in each form that its last reply and its calls can have; mostly one.
+
+    Thoughts of earlier replies stay as they are: they are what inference is given.
+    """
+    *earlier, reply = messages
+    thought, answer = thought_of(reply)
+    has_calls = any("tool_calls" in message for message in messages)
+    if not thought and not has_calls:
+        yield messages
+        return
+    as_text, empty = ((False, True), ("", None)) if has_calls else ((False,), ("",))
+    for how in product(as_text, empty):
+        before = [_with_calls(one, *how) if one.get("tool_calls") else one for one in earlier]
+        if thought:
+            in_field = {**reply, "content": answer, **dict.fromkeys(FIELDS, thought)}
+            yield [*before, _with_calls(in_field, *how)]
+        if answer != reply.get("content", "") or not thought:  # it is in the content
+            yield [*before, _with_calls(reply, *how)]
+
+
+def _with_calls(reply: dict, as_text: bool, empty: str | None) -> dict:
+    """The reply with what its calls pass as mappings or as JSON text, and its content if empty."""
+    if not reply.get("tool_calls"):
+        return reply
+    calls = []
+    for call, (name, arguments) in zip(reply["tool_calls"], calls_of(reply), strict=True):
+        function = {"name": name, "arguments": _json(arguments) if as_text else arguments}
+        others = {key: value for key, value in call.items() if key not in function}
+        calls.append({"type": "function", **others, "function": function})
+    return {**reply, "content": reply.get("content") or empty, "tool_calls": calls}
+
+
+def thought_of(reply: dict) -> tuple[str, str]:
+    """Its thought, or "", and its answer."""
+    content = reply.get("content") or ""
+    for field in FIELDS:
+        if isinstance(reply.get(field), str) and reply[field].strip():
+            return reply[field].strip(), content
+    found = INLINE.fullmatch(content)
+    if found and content.count("think>") == 2:
+        return found[1].strip(), found[2]
+    return "", content
+
+
+def calls_of(reply: dict) -> list[tuple[str, dict]]:
+    """The name and the arguments of each call; these may be given as JSON text.
+
+    Raises:
+        ValueError: a call without a name, or arguments that are no mapping.
+    """
+    calls = []
+    for call in reply.get("tool_calls") or []:
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        name, arguments = function.get("name"), function.get("arguments") or {}
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+            raise ValueError("a call needs a name, and arguments that are a mapping")
+        calls.append((name, arguments))
+    return calls
+
+
+def lacking(reply: dict, text: str) -> str:
+    """What of a reply, in one of its forms, is not in the text: "" if all is."""
+    thought, answer = thought_of(reply)
+    if answer.strip() not in text:
+        return "thought" if "</think>" in answer else "answer"
+    thoughts = [reply[key] for key in reply if re.search("think|thought|reason", key)]
+    if any(isinstance(one, str) and one.strip() not in text for one in [thought, *thoughts]):
+        return "thought"
+    for call, said in zip(reply.get("tool_calls") or [], calls_of(reply), strict=True):
+        given = call["function"]["arguments"]
+        is_twice = isinstance(given, str) and given != _json(given)[1:-1] in text
+        if is_twice or not all(_is_in(text, value) for value in said):
+            return "calls"
+    return ""
+
+
+def mark(messages: list[dict], positions: list[int]) -> list[dict]:
+    """The messages with markers for what those at `positions` say, except for thoughts."""
+    marked = list(messages)
+    for at in positions:
+        content = marked[at]["content"]
+        before = content.removesuffix(thought_of(marked[at])[1])
+        marked[at] = {**marked[at], "content": before + marker(at)}
+    return marked
+
+
+def marker(at: int) -> str:
+    """Stands for what a message says: its word joiners keep templates from trimming it."""
+    return f"\u2060{at}\u2060"
+
+
+def _is_in(text: str, value: Any) -> bool:
+    """Whether all of a value is in the text, in whatever form it is written."""
+    if isinstance(value, dict):
+        return all(_is_in(text, part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return all(_is_in(text, part) for part in value)
+    written = (json.dumps(value, ensure_ascii=flag).strip('"') for flag in (False, True))
+    return any(form in text for form in (str(value), *written))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
