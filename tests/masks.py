@@ -13,20 +13,45 @@ def tokenizer_with(template: str, control: list[str], eos: str | None):
     return tokenizer
 
 
-def trained(template: str, control: list[str], eos: str, messages: list, **how) -> list[str] | str:
-    """The texts that are trained on, in order, or the sentence of the refusal."""
-    from sft.mask import MaskError, encode
+def trained(
+    template: str, control: list[str], eos: str, messages: list, options: dict | None = None, **how
+) -> list[str] | str:
+    """The texts that are trained on, in order, or the sentence of the refusal.
 
+    Each has to be after the tokens of the prompt with which inference asks for it, if it would.
+    """
+    from sft.mask import MaskError, encode_examples
+
+    how |= options or {}
     tokenizer = tokenizer_with(template, control, eos)
     try:
-        example = encode(messages, tokenizer, **how)
+        examples = encode_examples(messages, tokenizer, **how)
     except MaskError as error:
         return str(error)
-    ids, labels = example["input_ids"], example["labels"]
-    assert len(ids) == len(labels)
-    assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
-    runs = groupby(labels, key=lambda label: label != -100)
-    return [tokenizer.decode(list(run)) for learnt, run in runs if learnt]
+    beside = {key: value for key, value in how.items() if key == "tools"}
+    asked = [at for at, one in enumerate(messages) if one["role"] == "assistant"]
+    is_plain = not how.keys() & {"max_length", "control_tokens"}
+    if is_plain and all(at and messages[at - 1]["role"] != "assistant" for at in asked):
+        prompts = [
+            tokenizer.apply_chat_template(
+                messages[:at], add_generation_prompt=True, return_dict=False, **beside
+            )
+            for at in asked
+        ]
+    else:
+        prompts = None  # for one no chat would ask, or the ids are to be others
+    found = []
+    for example in examples:
+        ids, labels = example["input_ids"], example["labels"]
+        assert len(ids) == len(labels)
+        assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
+        start = 0
+        for is_trained, run in groupby(labels, key=lambda label: label != -100):
+            end = start + len([*run])
+            found += [tokenizer.decode(ids[start:end])] if is_trained else []
+            assert not is_trained or prompts is None or ids[:start] in prompts
+            start = end
+    return found
 
 
 def chat(*turns: str) -> list[dict]:
@@ -55,7 +80,7 @@ FAMILIES = {
     "headers of control tokens": (CHATML, ["Hello<|im_end|>", "Me<|im_end|>"]),
     "an empty thought before the last answer": (
         THINKING,
-        ["Hello<|im_end|>", "<think>\n\n</think>\n\nMe<|im_end|>"],
+        ["<think>\n\n</think>\n\nHello<|im_end|>", "<think>\n\n</think>\n\nMe<|im_end|>"],
     ),
     "the generation prompt opens the thought": (
         THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}"),
@@ -80,19 +105,19 @@ FAMILIES = {
     "no end at all": (
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
-        ["Hello", "Me\n</s>"],
+        ["Hello\n</s>", "Me\n</s>"],
     ),
     "the next turn's token is no end": (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}",
-        ["Hello", "Me</s>"],
+        ["Hello</s>", "Me</s>"],
     ),
     "the last turn ends otherwise": (
         "{% for m in messages %}<|start|>{{ m.role }}"
         "{{ '<|channel|>final' if m.role == 'assistant' }}<|message|>{{ m.content }}"
         "{{ '</s>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
-        ["<|channel|>final<|message|>Hello<|end|>", "<|channel|>final<|message|>Me</s>"],
+        ["<|channel|>final<|message|>Hello</s>", "<|channel|>final<|message|>Me</s>"],
     ),
     "turns end with plain words, too": (
         "{% for m in messages %}<|open|>{{ m.role }}<|sep|>{{ m.content }}"
@@ -115,19 +140,15 @@ FAMILIES = {
     "plain headers, no end": (
         "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
         "{% if add_generation_prompt %}### assistant:\n{% endif %}",
-        ["Hello", "Me\n\n</s>"],
+        ["Hello\n\n</s>", "Me\n\n</s>"],
     ),
     "a control token and words for a header, no end": (
         "{% for m in messages %}<|open|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}<|open|>assistant\n{% endif %}",
-        ["Hello", "Me\n</s>"],
+        ["Hello\n</s>", "Me\n</s>"],
     ),
     "the generation prompt has another header": (
         CHATML.replace("assistant\n{% endif %}", "ai\n{% endif %}"),
-        ["Hello<|im_end|>", "Me<|im_end|>"],
-    ),
-    "the generation prompt begins the reply": (
-        CHATML.replace("assistant\n{% endif %}", "assistant\nM{% endif %}"),
         ["Hello<|im_end|>", "Me<|im_end|>"],
     ),
     "EOS opens the turns, too": (

@@ -1,11 +1,12 @@
 """What cannot be masked right is refused with a reason, and any text in any template is either."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from masks import CHATML, CONTROL, THINKING, THOUGHT, TWO_TURNS, chat, with_options
+from masks import CHATML, CONTROL, THINKING, TWO_TURNS, chat, with_options
 
 from conftest import in_project
 
@@ -17,6 +18,11 @@ def project(bake_once):
 
 RAISES = "{{ raise_exception('No system role, please') if m.role == 'system' }}"
 REFUSALS = {
+    "the generation prompt begins the reply": (
+        CHATML.replace("assistant\n{% endif %}", "assistant\nM{% endif %}"),
+        TWO_TURNS,
+        "rewrites the reply: message 5",
+    ),
     "empty reply": (CHATML, chat("user: Hi", "assistant:  \n"), "empty reply: message 2"),
     "a thought and no answer": (
         CHATML,
@@ -66,17 +72,12 @@ REFUSALS = {
     "the reply's first letter stands in front": (
         "{{ messages[-1].content[0] }}" + CHATML,
         TWO_TURNS,
-        "depends on the reply: message 3",
+        "depends on the reply",
     ),
     "the reply's first letter stands behind": (
         CHATML + "{{ messages[-1].content[0] }}",
         TWO_TURNS,
         "depends on the reply: message 5",
-    ),
-    "an earlier thought is dropped": (
-        THINKING,
-        chat("user: Hi", f"assistant: {THOUGHT}", "user: Who?", f"assistant: {THOUGHT}"),
-        "drops the thinking: message 2",
     ),
     "half a thought, where the prompt supplies one": (
         THINKING.replace(
@@ -105,16 +106,6 @@ REFUSALS = {
         chat("user: Hi", "assistant: The tag </think> ends a thought."),
         "drops the thinking: message 2",
     ),
-    "a dropped thought whose words are in the answer": (
-        THINKING,
-        chat(
-            "user: Hi",
-            "assistant: <think>\nBlue.\n</think>\n\nIt is Blue.",
-            "user: Who?",
-            "assistant: Me",
-        ),  # fmt: skip
-        "drops the thinking: message 2",
-    ),
     "a thought under a name that no template knows": (
         THINKING,
         [*TWO_TURNS[:4], {"role": "assistant", "content": "Me", "my_thoughts": "Hm."}],
@@ -125,11 +116,6 @@ REFUSALS = {
         chat("system: Summarize", "user: Summarize: abc", "assistant: Me"),
         "message 1 (role system)",
     ),
-    "plain words end all turns but the last": (
-        CHATML.replace("<|im_end|>\n", "{{ '### End\n' if not loop.last }}"),
-        TWO_TURNS,
-        "no clear end of turn",
-    ),
     **{
         f"a thought beside the content is dropped: {name}": (
             CHATML,
@@ -138,11 +124,6 @@ REFUSALS = {
         )
         for name in ("reasoning_content", "thinking")
     },
-    "a thought is rewritten where nothing prompts for it": (
-        THINKING,
-        chat("user: Hi", "assistant: Hello", "assistant: <think>Hm.</think>Me"),
-        "drops the thinking: message 3",
-    ),
     "a forged turn in a thought": (
         THINKING,
         [*TWO_TURNS[:4], {"role": "assistant", "content": "Me", "reasoning": "<|im_end|>"}],
@@ -151,7 +132,7 @@ REFUSALS = {
     "tools are called": (
         CHATML,
         [*TWO_TURNS[:4], {"role": "assistant", "content": "Me", "tool_calls": [{"name": "f"}]}],
-        "a reply that calls tools: message 5",
+        "does not write the tool calls: message 5",
     ),
     "a forged turn": (
         CHATML,
@@ -272,7 +253,7 @@ def truth(shape: dict, messages: list[dict]) -> list[tuple[str, str]]:
         ]
         if last and not shape["last_end"]:
             end = ""
-        first = next((token for token in ("<|end|>", "</s>") if token in end), "")
+        first = next((token for token in STOPS if token in end), "")
         until = end.rfind(first) + len(first) if first else 0
         pieces += [(end[:until], "reply"), (end[until:], "either")]
     if shape["always_opens"]:
@@ -282,14 +263,27 @@ def truth(shape: dict, messages: list[dict]) -> list[tuple[str, str]]:
     return [piece for piece in pieces if piece[0]]
 
 
+def runs(labels: list[int]) -> list[tuple[int, int]]:
+    """From where to where there are labels."""
+    borders = [
+        at
+        for at, (a, b) in enumerate(pairwise([-100, *labels, -100]))
+        if (a == -100) != (b == -100)
+    ]
+    return list(zip(borders[::2], borders[1::2], strict=True))
+
+
+STOPS = ("<|end|>", "</s>")
+
+
 def check_any_text_in_any_template(examples: int) -> dict:
-    from sft.mask import MaskError, encode
+    from sft.mask import MaskError, encode_examples
     from sft.twin import build_tokenizer
 
     base = build_tokenizer()
     base.add_special_tokens({"additional_special_tokens": CONTROL})
     base.add_tokens(["<think>", "</think>"])
-    outcomes = {"right": 0, "refused": 0}
+    outcomes = {"right": 0, "refused": 0, "unrolled": 0}
 
     @settings(
         max_examples=examples,
@@ -301,29 +295,42 @@ def check_any_text_in_any_template(examples: int) -> dict:
     @given(shapes(), conversations(), st.sampled_from(["refuse", "escape"]))
     def right_or_refused(shape, messages, policy):
         base.chat_template, base.eos_token = jinja(shape), shape["eos"]
-        pieces = truth(shape, messages)
-        text = "".join(text for text, _ in pieces)
+        text = "".join(text for text, _ in truth(shape, messages))
         assert base.apply_chat_template(messages, tokenize=False) == text, "the test's own mistake"
         try:
-            example = encode(messages, base, control_tokens=policy)
+            examples = encode_examples(messages, base, control_tokens=policy)
         except MaskError as error:
             outcomes["refused"] += 1
             outcomes[error.reason] = outcomes.get(error.reason, 0) + 1
             return
         outcomes["right"] += 1
-        ids, labels = example["input_ids"], example["labels"]
-        if not shape["last_end"] or not shape["end"].strip():
-            assert labels.pop() == ids.pop() == base.eos_token_id
-        assert base.decode(ids) == text
-        owners = [owner for text, owner in pieces for _ in text.encode()]
-        at = 0
-        for token, label in zip(ids, labels, strict=True):
-            name = base.convert_ids_to_tokens(token)  # byte-level: a character of it is a byte
-            size = len(name.encode() if token in base.added_tokens_decoder else name)
-            kinds, at = set(owners[at : at + size]), at + size
-            assert label in (-100, token)
-            assert not (kinds == {"reply"} and label == -100), f"not learnt: {name!r}"
-            assert not (kinds == {"prompt"} and label != -100), f"learnt: {name!r}"
+        replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        trained = [(example, *run) for example in examples for run in runs(example["labels"])]
+        assert len(trained) == len(replies)
+        outcomes["unrolled"] += len(examples) > 1
+        for at, (example, start, end) in zip(replies, trained, strict=True):
+            ids, labels = example["input_ids"], example["labels"]
+            assert labels[start:end] == ids[start:end]
+            pieces = truth(shape, messages[: at + 1])
+            if at:  # or no chat would ask for it
+                prompt = base.apply_chat_template(
+                    messages[:at], tokenize=False, add_generation_prompt=True
+                )
+                assert base.decode(ids[:start]) == prompt
+                if policy == "refuse":
+                    assert ids[:start] == base.encode(prompt, add_special_tokens=False)
+            said = base.decode(ids[start:end])
+            *_, words, stop = ["", *(text for text, owner in pieces if owner == "reply")]
+            if not (shape["last_end"] and any(end in shape["end"] for end in STOPS)):
+                words, stop = stop, shape["eos"]
+            lead, found, tail = said.rpartition(words)
+            assert found and stop.strip() in tail, f"not learnt: {said!r}"
+            content = messages[at]["content"]
+            around = {"", shape["scaffold"], *("\n</think>\n\n", "</think>"), shape["head"]}
+            lead = lead.replace(shape["head"].replace("{role}", "assistant"), "", 1)
+            assert lead.strip() in {one.strip() for one in around}, f"learnt: {said!r}"
+            most = len(content) + len(shape["end"].replace("{role}", "assistant")) + len(stop)
+            assert len(tail) <= most, f"learnt: {said!r}"
 
     right_or_refused()
     return outcomes

@@ -52,13 +52,13 @@ def test_white_space_that_the_template_trims_is_no_message_dropped(project):
     assert in_project(project, with_options, template, messages, {}) == ["Hello<|im_end|>"]
 
 
-def test_a_token_across_the_border_belongs_to_the_reply(project):
+def test_no_token_crosses_the_border_between_prompt_and_reply(project):
     template = (
         "{% for m in messages %}<|{{ m.role }}|>{{ ' a' if m.role == 'assistant' }}{{ m.content }}"
         "</s>{% endfor %}{% if add_generation_prompt %}<|assistant|> a{% endif %}"
     )
     messages = chat("user: Hi", "assistant: nd so")
-    assert in_project(project, with_options, template, messages, {}) == [" and so</s>"]
+    assert in_project(project, with_options, template, messages, {}) == ["nd so</s>"]
 
 
 def test_a_reply_may_read_like_what_the_template_writes_around_it(project):
@@ -71,7 +71,7 @@ def test_a_reply_may_read_like_what_the_template_writes_around_it(project):
         {},
     )
     start = "<|channel|>final<|message|>final"
-    assert learnt == [f"{start}<|end|>", f"{start}</s>"]
+    assert learnt == [f"{start}</s>"] * 2
 
 
 def test_a_turn_that_ends_in_several_control_tokens_ends_at_eos(project):
@@ -94,15 +94,15 @@ def test_a_reply_may_go_on_like_what_the_template_begins_it_with(project):
     assert learnt == ["- - - -<|end|>"]
 
 
-def test_a_reply_that_the_template_drops_is_not_looked_for_in_the_next_message(project):
+def test_a_reply_that_the_template_drops_later_is_trained_on_as_the_last(project):
     template = (
         "{% for m in messages %}<|{{ m.role }}|>"
         "{{ m.content if loop.last or m.role == 'user' }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     messages = chat("user: Hi", "assistant: Yes", "user: Yes", "assistant: Me")
-    said = in_project(project, with_options, template, messages, {})
-    assert said == "the chat template depends on the reply: message 2 cannot be located"
+    learnt = in_project(project, with_options, template, messages, {})
+    assert learnt == ["Yes<|end|>", "Me<|end|>"]
 
 
 def test_a_prompt_may_hold_the_marker_that_replies_are_found_with(project):
@@ -111,9 +111,13 @@ def test_a_prompt_may_hold_the_marker_that_replies_are_found_with(project):
 
 
 def test_a_reply_without_prompt_is_trained_on_from_its_first_word(project):
-    for turns in (["assistant: Hello"], ["user: Hi", "assistant: Hello", "assistant: Hello"]):
+    thought = "<think>\n\n</think>\n\n"
+    for turns, leads in (
+        (["assistant: Hello"], [""]),
+        (["user: Hi", "assistant: Hello", "assistant: Hello"], [thought, ""]),
+    ):
         learnt = in_project(project, with_options, THINKING, chat(*turns), {})
-        assert learnt == ["Hello<|im_end|>"] * (len(turns) - len(turns) // 2)
+        assert learnt == [f"{lead}Hello<|im_end|>" for lead in leads]
 
 
 def test_a_reply_of_weight_0_is_read_but_not_learnt(project):
@@ -230,7 +234,7 @@ def in_a_batch() -> list:
     tokenizer = tokenizer_with(CHATML, CONTROL, "</s>")
     good, bad, none = TWO_TURNS, chat("user: Hi"), ValueError("no conversation")
     examples = encode_batch([bad, good, none, good], tokenizer, turns="last")
-    assert examples[1] == examples[3] == encode(good, tokenizer, turns="last")
+    assert examples[1] == examples[3] == [encode(good, tokenizer, turns="last")]
     assert examples[2] is none
     return [str(example) for example in examples if isinstance(example, ValueError)]
 

@@ -47,10 +47,10 @@ def test_a_token_that_the_template_writes_is_a_control_token_flagged_or_not(proj
 
 def spelled_out(messages: list, template: str, end: str) -> tuple:
     """How often each control token is in the ids, and the texts that are trained on."""
-    from sft.mask import encode
+    from sft.mask import encode_examples
 
     tokenizer = tokenizer_with(template, CONTROL, end)
-    ids = encode(messages, tokenizer, control_tokens="escape")["input_ids"]
+    ids = encode_examples(messages, tokenizer, control_tokens="escape")[-1]["input_ids"]
     assert tokenizer.decode(ids).startswith(tokenizer.apply_chat_template(messages, tokenize=False))
     tokenizer.chat_control_tokens = []
     clean = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True)["input_ids"]
@@ -73,7 +73,7 @@ def test_a_forged_end_behind_an_earlier_reply_is_not_its_end(project):
     template, _ = FAMILIES["the next turn's token is no end"]
     messages = chat("user: Hi", "assistant: Hello", "user: </s>", "assistant: Me")
     _, learnt = in_project(project, spelled_out, messages, template, "</s>")
-    assert learnt == ["Hello", "Me</s>"]
+    assert learnt == ["Hello</s>", "Me</s>"]
 
 
 def test_a_forged_token_that_the_template_looks_for_is_not_escaped(project):

@@ -24,7 +24,7 @@ def both_ways(normalizer: str | None) -> dict:
     tokenizer = build_tokenizer()
     if normalizer:
         tokenizer.backend_tokenizer.normalizer = getattr(normalizers, normalizer)()
-    quick, careful = (mask.Settings(tokenizer, "all", "refuse") for _ in range(2))
+    quick, careful = (mask.Settings(tokenizer, "refuse") for _ in range(2))
     assert quick.widths is not None
     careful.widths = None
 

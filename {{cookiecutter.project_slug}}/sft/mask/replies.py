@@ -53,10 +53,21 @@ def ask(row: Row, settings: Settings) -> None:
         if what == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
             prompted = prompted or (messages, row.prompt, full)
         elif not isinstance(refusal, MaskError) or "refused" in refusal.reason:
-            refusal = MaskError(REASONS[what], f"message {len(messages)}")
+            refusal = _refusal(what, messages[-1], len(messages), settings)
     if prompted is None:
         raise refusal
     row.messages, row.prompt, row.full = prompted
+
+
+def _refusal(what: str, reply: dict, number: int, settings: Settings) -> MaskError:
+    """Why the template does not write all of a reply, and what may help."""
+    detail = f"message {number}"
+    if what == "answer" and reply.get("tool_calls"):
+        detail += ", which calls tools beside its text; take the text out"
+    keys = re.findall(r"\b(\w*think\w*) is defined", str(settings.tokenizer.chat_template))
+    if what == "thought" and keys:
+        detail += f"; chat_template_kwargs may help, with {' or '.join(dict.fromkeys(keys))}"
+    return MaskError(REASONS[what], detail)
 
 
 def is_asked(messages: list[dict], at: int) -> bool:
@@ -182,8 +193,9 @@ def _earlier(row: Row, settings: Settings) -> list[Span]:
         before.append(messages[:first] + marked[next(users, first) : at])
         last = at
     prompts = render(before, settings, row, add_generation_prompt=True)
-    whole = text.find((messages[-1].get("content") or "").strip(), row.start)  # with its thought
-    lead = text[row.start : row.said[0] if whole < 0 else whole]
+    content = messages[-1].get("content") or ""  # with its thought, unless that is in a field
+    places = (text.find(words, row.start) for words in (content, content.strip()))
+    lead = text[row.start : next((at for at in places if at >= 0), row.said[0])]
     end = text[row.said[1] : row.end] or settings.eos or ""
     found, border = [], 0
     for at, prompt in zip(row.trained, prompts, strict=False):

@@ -118,8 +118,8 @@ def _tokenize_apart(row: Row, is_split: bool, settings: Settings) -> tuple[list[
     for start, stop in pairwise(sorted(cuts)):
         text, is_forged = row.text[start:stop], (start, stop) in forged
         # at a text's start some tokenizers put a space, but not after a newline
-        ids, offsets = tokens("\n" + text, is_forged)
-        if start > 0 and ids[: len(newline)] == newline:
+        ids, offsets = tokens("\n" + text, is_forged) if start else ([], [])
+        if start and ids[: len(newline)] == newline:
             ids, offsets = ids[len(newline) :], offsets[len(newline) :]
             offsets = [(left - 1, right - 1) for left, right in offsets]
         else:

@@ -1,0 +1,196 @@
+"""A reply is trained on after just the tokens of the prompt with which a chat asks for it.
+
+`trained` of masks.py asserts that for each text that it returns.
+"""
+
+import json
+
+import pytest
+from masks import CHATML, CONTROL, THINKING, THOUGHT, TWO_TURNS, chat, trained, with_options
+
+from conftest import in_project
+
+EMPTY = "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    return bake_once.project(project_slug="masks", dataset_format="messages")
+
+
+def prompting(begun: str, template: str = CHATML) -> str:
+    """A template whose prompt begins a reply as its text does not."""
+    return template.replace("assistant\n{% endif %}", f"assistant\n{begun}{{% endif %}}")
+
+
+# as DeepSeek's distilled R1 has it: the prompt opens a thought, the text has none
+DROPS = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+OPENS = prompting("<think>\n", DROPS)
+# as Gemma 4 has it: the prompt has an empty thought, the text has none
+SUPPLIES = prompting(EMPTY)
+# as GLM 4.7 has it: the text closes at once what the prompt opens
+CLOSES = prompting("<think>").replace(
+    "{{ m.content }}",
+    "{% set parts = m.content.split('</think>') %}{% if m.role == 'assistant' %}"
+    "{{ '<think>' + parts[0].split('<think>')[-1].strip() if parts[1:] }}</think>"
+    "{{ parts[-1].strip() }}{% else %}{{ m.content }}{% endif %}",
+)
+# as gpt-oss has it: thoughts have a channel of their own
+CHANNELS = (
+    "{% for m in messages %}<|start|>{{ m.role }}"
+    "{% if m.role == 'assistant' %}{% if m.thinking and loop.last %}<|channel|>analysis<|message|>"
+    "{{ m.thinking }}<|end|><|start|>assistant{% endif %}<|channel|>final{% endif %}"
+    "<|message|>{{ m.content }}{{ '</s>' if loop.last and m.role == 'assistant' else '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+# as Mistral has it: the system text is in the user's last turn
+MOVES = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% set turns = messages[1:] if system else messages %}<s>{% for m in turns %}"
+    "{% if m.role == 'user' %}<|user|>{{ system ~ ' ' if system and loop.last }}{{ m.content }}"
+    "<|assistant|>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+)
+ONE, THINKS = chat("user: Who?", "assistant: Me"), chat("user: Who?", f"assistant: {THOUGHT}")
+BOTH = [*chat("user: Hi", f"assistant: {THOUGHT.replace('Me', 'Hello')}"), *THINKS]
+END = "<|im_end|>"
+PLACES = {
+    "an opened thought is closed empty": (OPENS, ONE, [f"\n</think>\n\nMe{END}"]),
+    "an opened thought is the row's": (OPENS, THINKS, [f"Hm.\n</think>\n\nMe{END}"]),
+    "each turn in the same form": (
+        OPENS,
+        TWO_TURNS,
+        [f"\n</think>\n\n{t}{END}" for t in ("Hello", "Me")],
+    ),
+    "thoughts of earlier turns": (
+        THINKING,
+        BOTH,
+        [THOUGHT.replace("Me", "Hello") + END, THOUGHT + END],
+    ),
+    "an empty thought at every turn": (
+        THINKING,
+        TWO_TURNS,
+        [f"{EMPTY}{t}{END}" for t in ("Hello", "Me")],
+    ),
+    "a supplied empty thought": (SUPPLIES, TWO_TURNS, [f"Hello{END}", f"Me{END}"]),
+    "a thought that is closed at once": (CLOSES, ONE, [f"</think>Me{END}"]),
+    "a thought after its opening": (CLOSES, THINKS, [f"Hm.</think>Me{END}"]),
+    "a thought in its channel": (
+        CHANNELS,
+        THINKS,
+        [
+            "<|channel|>analysis<|message|>Hm.<|end|>"
+            "<|start|>assistant<|channel|>final<|message|>Me</s>"
+        ],
+    ),
+    "system text in the last turn": (MOVES, TWO_TURNS, ["Hello</s>", "Me</s>"]),
+    "system text in the only turn": (MOVES, TWO_TURNS[:3], ["Hello</s>"]),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_each_reply_follows_its_own_prompt(project, name):
+    template, messages, learnt = PLACES[name]
+    assert in_project(project, with_options, template, messages, {}) == learnt
+
+
+def test_a_token_that_would_cross_the_border_is_none(project):
+    """Many tokenizers have one token for the two line feeds."""
+    messages = chat("user: Who?", "assistant: \nMe")
+    assert in_project(project, with_options, CHATML, messages, {}) == [f"\nMe{END}"]
+
+
+def test_a_thought_that_the_prompt_closes_is_refused(project):
+    said = in_project(project, with_options, prompting(EMPTY, DROPS), THINKS, {})
+    assert "drops the thinking" in said
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": name, "parameters": {}}}
+    for name in ("weather", "save")
+]
+CALLS = "{% for call in m.tool_calls %}<tool_call>{{ WRITTEN }}</tool_call>{% endfor %}"
+HERMES = "{{ tools | tojson if tools }}" + CHATML.replace(
+    "{{ m.content }}", "{{ m.content or '' }}" + CALLS
+)
+WRITTEN = {
+    "arguments as a mapping": "call.function | tojson",
+    "the call alone": "{'name': call.function.name, 'arguments': call.function.arguments} | tojson",
+    "arguments as JSON text": "call.function.name ~ ' ' ~ (call.function.arguments + '')",
+    "arguments one by one": (
+        "call.function.name }}{% for k, v in call.function.arguments.items() %} {{ k }}={{ v }}"
+        "{% endfor %}{{ ''"
+    ),
+}
+
+
+def asking(content: str | None, arguments, name: str = "weather") -> dict:
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("content", [None, "", "Let me see."])
+def test_a_call_is_trained_on_like_text(project, name, content):
+    template = HERMES.replace("WRITTEN", WRITTEN[name])
+    arguments = {"city": "Köln", "days": 3, "exact": True}
+    found = [
+        in_project(
+            project,
+            trained,
+            *(template, CONTROL, "</s>", [*chat("user: Rain?"), asking(content, given)]),
+            {"tools": TOOLS},
+        )
+        for given in (arguments, json.dumps(arguments))
+    ]
+    assert found[0] == found[1]
+    (text,) = found[0]
+    assert text.startswith(content or "<tool_call>") and text.endswith(f"</tool_call>{END}")
+    assert "weather" in text and "Köln" in text and '\\"' not in text
+
+
+def test_several_rounds_of_calls_are_trained_on(project):
+    template = HERMES.replace("WRITTEN", WRITTEN["arguments as a mapping"])
+    messages = [
+        *chat("user: Rain?"), asking(None, {"city": "Rome"}), *chat("tool: yes"),
+        asking("", {"text": "umbrella"}, "save"), *chat("tool: saved", "assistant: Noted."),
+    ]  # fmt: skip
+    first, second, last = in_project(
+        project, trained, template, CONTROL, "</s>", messages, {"tools": TOOLS}
+    )
+    assert "Rome" in first and "umbrella" in second and last == f"Noted.{END}"
+
+
+NO_CALLS = {
+    "a template without tools": (
+        CHATML,
+        [*chat("user: Rain?"), asking("", {})],
+        "does not write the tool calls",
+    ),
+    "a template that drops calls": (
+        HERMES.replace(CALLS, ""),
+        [*chat("user: Rain?"), asking("", {"city": "Rome"})],
+        "does not write the tool calls: message 2",
+    ),
+    "a call without name": (
+        HERMES,
+        [*chat("user: Rain?"), asking("", {}, "")],
+        "message 2: a call needs a name",
+    ),
+    "arguments that are no JSON": (
+        HERMES,
+        [*chat("user: Rain?"), asking("", "{city")],
+        "cannot be read: message 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_CALLS)
+def test_what_cannot_be_called_is_refused(project, name):
+    template, messages, sentence = NO_CALLS[name]
+    said = in_project(
+        project,
+        trained,
+        *(template.replace("WRITTEN", "call.function | tojson"), CONTROL, "</s>", messages),
+        {"tools": TOOLS},
+    )
+    assert isinstance(said, str) and sentence in said, said
