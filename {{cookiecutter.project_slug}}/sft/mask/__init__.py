@@ -42,6 +42,8 @@ def encode(
     turns: str = "all",
     truncation_mode: str = "drop",
     control_tokens: str = "refuse",
+    tools: list | None = None,
+    chat_template_kwargs: dict | None = None,
 ) -> dict:
     """One conversation as `input_ids` and `labels`, two lists of equal length.
 
@@ -62,13 +64,21 @@ def encode(
         MaskError: there is no mask that is sure to be right.
     """
     how = (max_length, turns, truncation_mode, control_tokens)
-    (example,) = encode_batch([messages], tokenizer, *how)
+    (example,) = _encode_each([messages], tokenizer, *how)
     if isinstance(example, ValueError):
         raise example
     return example
 
 
-def encode_batch(
+# A stand-in for the door that issue 19 gives this package: it hears neither tools nor
+# chat_template_kwargs, and makes one example of each conversation.
+def encode_batch(conversations: list, *args, **kwargs) -> list[list[dict] | ValueError]:
+    bare = [one["messages"] if isinstance(one, dict) else one for one in conversations]
+    found = _encode_each(bare, *args, **kwargs)
+    return [one if isinstance(one, ValueError) else [one] for one in found]
+
+
+def _encode_each(
     conversations: list[list[dict] | ValueError],
     tokenizer: Tokenizer,
     max_length: int | None = None,
