@@ -250,17 +250,19 @@ def test_columns_beside_the_turns_are_read_from_each_kind_of_dataset_and_not_req
 
     without = {"messages": [USER, END]}
     whole = {**CONVERSATION, "chat_template_kwargs": {"date": "today"}}
+    other = json.loads(json.dumps(whole).replace('"city"', '"town"'))
     bare = {"messages": [USER, END], "chat_template_kwargs": {}}
-    text = [json.dumps(row) for row in (without, {**whole, "more": 1})]
+    text = [json.dumps(row) for row in (without, {**whole, "more": 1}, other)]
     (tmp_path / "mixed.jsonl").write_text("\n".join(text))
     (tmp_path / "bare.jsonl").write_text(text[0])
-    arrow = Dataset.from_list([{**without, **dict.fromkeys(whole.keys() - without.keys())}, whole])
+    first = {**without, **dict.fromkeys(whole.keys() - without.keys())}
+    arrow = Dataset.from_list([first, whole, other])  # with nulls for the keys of the others
     arrow.to_parquet(tmp_path / "mixed.parquet")
     arrow.to_json(tmp_path / "arrow.jsonl")
     arrow.save_to_disk(tmp_path / "saved")
     names = ["mixed.jsonl", "mixed.parquet", "arrow.jsonl", "saved", "bare.jsonl"]
     *mixed, alone = in_project(project, loaded, [f"{tmp_path / name}" for name in names])
-    assert alone == [bare] and mixed == [[bare, whole]] * 4
+    assert alone == [bare] and mixed == [[bare, whole, other]] * 4
 
 
 def unrolled(conversations: list, tokenizer, *options, **how) -> list:
@@ -312,12 +314,31 @@ def test_rows_and_examples_are_counted_apart_and_a_row_keeps_its_number(project)
 
 def test_all_examples_of_a_row_and_of_its_equals_are_on_one_side(project):
     rows = [talk(1 + n % 3, f"Say {n // 2}") for n in range(24)]
+    rows[5] = rows[4] = talk(40, "Say 2")
     for size in ("0.1", "0.5"):
         made, said = in_project(project, reported, rows, f"--test_size={size}")
         sizes = {split: int(figures["rows"]) for split, (figures, _) in said.items()}
-        assert sum(sizes.values()) == 24 and sum(map(len, made.values())) == 48
+        assert sum(sizes.values()) == 24 and sum(map(len, made.values())) == 48 - 5 + 80
         assert sizes["evaluation"] == pytest.approx(24 * float(size), abs=1)
         assert said["evaluation"][0]["of these also trained on"] == "0"
+
+
+def test_rows_to_evaluate_that_are_also_trained_on_are_counted_once(project):
+    said = in_project(project, overlapping, [talk(3), talk(1)], [talk(3), talk(3), talk(2)])
+    assert said["of these also trained on"] == "2"
+
+
+def overlapping(train: list, evaluation: list) -> dict:
+    from datasets import Dataset
+
+    from sft import examples
+    from sft.config import project_arguments
+    from sft.twin import build_tokenizer
+
+    examples.encode_batch = unrolled
+    rows = {"train": Dataset.from_list(train), "evaluation": Dataset.from_list(evaluation)}
+    _, reports = examples.make_examples(rows, build_tokenizer(), project_arguments([]))
+    return reports["evaluation"].figures()
 
 
 def previewed(path: str) -> tuple:
@@ -327,19 +348,25 @@ def previewed(path: str) -> tuple:
     import preview
 
     from sft import examples
+    from sft.twin import build_tokenizer
 
     examples.encode_batch = unrolled
     with contextlib.redirect_stderr(io.StringIO()) as said:
         page = preview.main(["--smoke", "--dataset", path, "--max_skipped=1"])
-    return said.getvalue(), page.read_text(encoding="utf-8")
+    with contextlib.redirect_stderr(io.StringIO()) as drawn:
+        two = {"input_ids": [65, 66, 67, 68], "labels": [-100, 66, -100, 68]}
+        preview.show("two replies", two, build_tokenizer())
+    return said.getvalue(), page.read_text(encoding="utf-8"), drawn.getvalue()
 
 
 def test_the_preview_names_row_and_example_and_marks_where_the_prompt_ends(project, tmp_path):
     rows = [talk(2), {"messages": "Hi"}, talk(1)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    terminal, page = in_project(project, previewed, str(tmp_path / "rows.jsonl"))
+    terminal, page, drawn = in_project(project, previewed, str(tmp_path / "rows.jsonl"))
     for title in ("row 1, example 1 of 2", "row 1, example 2 of 2", "row 2 is skipped", "row 3"):
         assert title in terminal and title in page
+    assert "row 3, " not in terminal
+    assert drawn.count("▌▶") == 2 and drawn.count("▶") == 3  # one of each pair in the legend
     assert terminal.count("▌▶") == 3 + 3 and page.count("<b>⟩</b><i") == 3
     assert page.index("⟩</b><i") < page.index('<i class="on" data')
 
