@@ -19,17 +19,17 @@ def files_on_the_way(row: dict) -> list[str]:
 
     args, tokenizer = project_arguments([]), build_tokenizer()
     args.max_length = 10_000  # the twin's tokens are short
-    batch = {name: [value] for name, value in row.items()}
+    batch, positions = {name: [value] for name, value in row.items()}, [0]
     root, files = str(Path.cwd()), []
 
     def note(frame, event, _):
         if event == "call" and frame.f_code.co_filename.startswith(root):
             files.append(frame.f_code.co_filename)
 
-    _encode_batch(batch, tokenizer, args)  # once, for what is kept
+    _encode_batch(batch, positions, tokenizer, args)  # once, for what is kept
     sys.setprofile(note)
     try:
-        table = _encode_batch(batch, tokenizer, args)
+        table = _encode_batch(batch, positions, tokenizer, args)
     finally:
         sys.setprofile(None)
     assert table["reason"].to_pylist() == [""], table["reason"]

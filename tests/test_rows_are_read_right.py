@@ -91,7 +91,8 @@ def outcomes(cases: list[tuple], folder: Path) -> list:
             continue
         batch = {column: [row[column] for row in rows] for column in columns(args)}
         became = []
-        for example in _encode_batch(batch, tokenizer, args).to_pylist():
+        positions = [*range(len(rows))]
+        for example in _encode_batch(batch, positions, tokenizer, args).to_pylist():
             trained = [label for label in example["labels"] if label != -100]
             became.append(("skipped", example["reason"]) if example["reason"] else trained)
         decode = tokenizer.decode
@@ -480,7 +481,11 @@ def fingerprints() -> list[str]:
     names = [name(rows, tokenizer), name(rows, build_tokenizer())]
     names += [name(rows.select([1, 2]), tokenizer), name(rows, tokenizer, "--max_length=77")]
     assert name(rows, tokenizer, "--dataset_num_proc=2") == names[0]
-    for option in ("--control_tokens=escape", "--system_prompt=Be brief."):
+    for option in (
+        "--control_tokens=escape",
+        "--system_prompt=Be brief.",
+        "--chat_template_kwargs={enable_thinking: false}",
+    ):
         names.append(name(rows, tokenizer, option))
     for file in map(Path, ("sft/mask/tokens.py", "sft/format.py", "sft/examples.py")):
         before = file.read_text(encoding="utf-8")
@@ -516,7 +521,9 @@ def examples_by(processes: int, many: int) -> tuple[list, int]:
     rows = {"train": Dataset.from_list([*GOOD * 20, *BAD])}
     options = [f"--dataset_num_proc={processes}", "--max_skipped=1", "--max_length=500"]
     datasets, reports = examples.make_examples(rows, build_tokenizer(), project_arguments(options))
-    report = vars(reports["train"]) | dict.fromkeys(["used", "lengths", "trained", "words"])
+    report = vars(reports["train"]) | dict.fromkeys(
+        ["used", "row", "first", "lengths", "trained", "text_hash"]
+    )
     return [split.to_list() for split in datasets.values()] + [report], *used
 
 
@@ -543,10 +550,11 @@ SHAREGPT = {
 
 def as_messages(row: dict, column: str) -> list | str:
     from sft.config import project_arguments
-    from sft.format import to_messages
+    from sft.format import to_conversation
 
     try:
-        return to_messages(row, project_arguments([f"--messages_column={column}"]))
+        args = project_arguments([f"--messages_column={column}"])
+        return to_conversation(row, args)["messages"]
     except ValueError as error:
         return str(error)
 

@@ -14,7 +14,9 @@ from conftest import MENUS, PROJECT, TEMPLATE, config_of, in_project
 ROWS = [{"question": f"What is {n} plus {n}?", "answer": f"It is {2 * n}."} for n in range(12)]
 QUESTIONS = '''"""One row is one question of a quiz, and its answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+OPTIONAL_COLUMNS = []
 
 
 @dataclass(kw_only=True)
@@ -23,6 +25,7 @@ class DatasetArguments:
 
     quiz_prefix: str
     system_prompt: str = ""
+    chat_template_kwargs: dict = field(default_factory=dict)
 
 
 def columns(args: DatasetArguments) -> list[str]:
@@ -35,12 +38,13 @@ def mask_options(args: DatasetArguments) -> dict:
     return {}
 
 
-def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
+def to_conversation(row: dict, args: DatasetArguments) -> dict:
     """One row as a conversation."""
-    return [
+    messages = [
         {"role": "user", "content": args.quiz_prefix + row["question"]},
         {"role": "assistant", "content": row["answer"]},
     ]
+    return {"messages": messages, "chat_template_kwargs": args.chat_template_kwargs}
 '''
 
 

@@ -219,7 +219,7 @@ def conversation_with(system_prompt: str) -> list:
 
     shown = []
     train.main(["--smoke", "--max_steps=1", "--eval_strategy=no"])
-    chat.reply = lambda model, tokenizer, messages, **how: shown.extend(messages) or "Hm."
+    chat.reply = lambda model, tokenizer, messages, asked, **how: shown.extend(messages) or "Hm."
     options = ["--prompt", "42", "--output_dir=outputs/smoke", "--use_cpu"]
     assert chat.main([*options, "--system_prompt", system_prompt]) == "Hm."
     return shown[:2]

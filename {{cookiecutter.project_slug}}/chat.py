@@ -39,7 +39,7 @@ def main(argv: list[str]) -> str:
     answer = ""
     for prompt in prompts(options.prompt):
         messages.append({"role": "user", "content": prompt})
-        answer = reply(model, tokenizer, messages, **how)
+        answer = reply(model, tokenizer, messages, args.chat_template_kwargs, **how)
         messages.append({"role": "assistant", "content": answer})
     return answer
 
@@ -61,10 +61,10 @@ class Answer(TextStreamer):
         super().on_finalized_text(harmless(text), stream_end)
 
 
-def reply(model: PreTrainedModel, tokenizer: Tokenizer, messages: list[dict], **how) -> str:
+def reply(model: PreTrainedModel, tokenizer: Tokenizer, messages: list, asked: dict, **how) -> str:
     """Print and return the model's next turn, up to its end-of-turn token."""
     inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True, **asked
     ).to(model.device)
     streamer = Answer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     output = model.generate(**inputs, streamer=streamer, **how)

@@ -48,24 +48,25 @@ def main(argv: list[str]) -> Path:
     show_rows({"all rows": report})
 
     longest = report.used[np.argsort(-report.lengths, kind="stable")]
-    titles = {index: f"row {index + 1}" for index in report.used[:FIRST]}
-    titles |= {index: f"row {index + 1}, among the longest" for index in longest[:LONGEST]}
+    names = encoded["title"]
+    titles = {index: names[index] for index in report.used[:FIRST]}
+    titles |= {index: f"{names[index]}, among the longest" for index in longest[:LONGEST]}
     examples = []
     for index, title in titles.items():
         show(title, encoded[index], tokenizer)
         examples.append((title, share(encoded[index]), pieces(encoded[index], tokenizer)))
     skipped = []
-    for those in report.skipped.values():
-        for number, _ in those[:SKIPPED]:
-            row, reason = plain_row(rows[number - 1]), encoded[number - 1]["reason"]
-            title = f"row {number} is skipped: {reason}"
+    for reason, those in report.skipped.items():
+        for number, detail in those[:SKIPPED]:
+            row = plain_row(rows[number - 1])
+            title = ": ".join(filter(None, (f"row {number} is skipped", reason, detail)))
             skipped.append((title, row))
             console.print(Text(title, "red"))
             for column, value in row.items():
                 console.print(Text(f"    {column}: {as_json(value)[:90]}", "bright_black"))
 
-    sizes = {f"tokens a row (max_length is {args.max_length:,})": report.lengths}
-    sizes["trained tokens a row"] = report.trained
+    sizes = {f"tokens an example (max_length is {args.max_length:,})": report.lengths}
+    sizes["trained tokens an example"] = report.trained
     html = Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
         args=args,
         figures=report.figures(),

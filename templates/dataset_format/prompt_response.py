@@ -1,9 +1,11 @@
 """One row is one exchange: a prompt written from the row's columns, and its response."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal
+
+OPTIONAL_COLUMNS = []  # none is read that a row may lack
 
 
 @dataclass(kw_only=True)
@@ -13,6 +15,7 @@ class DatasetArguments:
     prompt_template: str
     response_column: str
     system_prompt: str = ""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     truncation_mode: Literal["drop", "truncate_prompt"] = "drop"
 
 
@@ -41,18 +44,19 @@ def mask_options(args: DatasetArguments) -> dict:
     return {"truncation_mode": args.truncation_mode}
 
 
-def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
-    """One row as a conversation, `[{"role": ..., "content": ...}, ...]`.
+def to_conversation(row: dict, args: DatasetArguments) -> dict:
+    """One row as `messages`, `[{"role": ..., "content": ...}, ...]`, and `chat_template_kwargs`.
 
     A whole number, true and false are text as JSON writes them. A ValueError says which column is
     not text, or that the prompt's are empty.
     """
-    names, row = columns(args), dict(row)
-    for column in names:
-        if isinstance(row[column], int):
-            row[column] = json.dumps(row[column])
-        if not isinstance(row[column], str):
-            kind = "null" if row[column] is None else type(row[column]).__name__
+    names = columns(args)
+    row = {column: row.get(column) for column in names}
+    for column, value in row.items():
+        if isinstance(value, int):
+            row[column] = json.dumps(value)
+        elif not isinstance(value, str):
+            kind = "null" if value is None else type(value).__name__
             raise ValueError(f"column {column!r} is {kind}, not text")
     parts = Formatter().parse(args.prompt_template)
     prompt = "".join(literal + row.get(column, "") for literal, column, _, _ in parts)
@@ -61,4 +65,4 @@ def to_messages(row: dict, args: DatasetArguments) -> list[dict]:
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     messages.append({"role": "user", "content": prompt})
     messages.append({"role": "assistant", "content": row[args.response_column]})
-    return messages
+    return {"messages": messages, "chat_template_kwargs": args.chat_template_kwargs}

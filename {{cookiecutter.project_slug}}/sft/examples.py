@@ -14,20 +14,22 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.cache import CACHE, fingerprint
 from sft.config import ProjectArguments
 from sft.files import plain_row
-from sft.format import DatasetArguments, mask_options, to_messages
-from sft.hold_out import choose_held_out, hash_words
+from sft.format import DatasetArguments, mask_options, to_conversation
+from sft.hold_out import choose_held_out, hash_text
 from sft.mask import encode_batch
 from sft.row_report import RowReport, refuse_too_many
 
 FEATURES = Features(
     {
+        "row": Value("int32"),  # the position of the row that it is of, from 0
+        "title": Value("string"),  # for people: "row 1", or "row 1, example 2 of 3"
         "input_ids": List(Value("int32")),
         "labels": List(Value("int32")),
         "length": Value("int32"),  # of both; 0 where the row is skipped
         "trained": Value("int32"),  # tokens with a label
         "reason": Value("string"),  # why it is skipped, or ""
         "shortened": Value("bool"),
-        "words": Value("int64"),  # a number for what it says: rows that are the same share it
+        "text_hash": Value("int64"),  # rows that say the same share it
     }
 )
 ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
@@ -38,8 +40,8 @@ def make_examples(
 ) -> tuple[dict[str, Dataset], dict[str, RowReport]]:
     """Examples and a report for each split; without evaluation rows, `test_size` are held out.
 
-    Rows of the same words are held out together. An example is `input_ids`, `labels` and the
-    `length` of both. Exits where no row is left, or more than `max_skipped` are skipped.
+    An example is `input_ids`, `labels` and their `length`; a row has several where its replies need
+    prompts of their own. Exits where no row is left, or more than `max_skipped` are skipped.
     """
     encoded = {split: encode_rows(these, tokenizer, args) for split, these in rows.items()}
     reports = {split: RowReport(these) for split, these in encoded.items()}
@@ -52,15 +54,16 @@ def make_examples(
         encoded = {split: encoded["train"].select(part) for split, part in parts.items()}
         reports = {split: RowReport(these) for split, these in encoded.items()}
     if "evaluation" in reports:
-        of_both = np.isin(reports["evaluation"].words, reports["train"].words)
-        reports["evaluation"].seen = int(of_both.sum())
+        evaluated, trained = reports["evaluation"], reports["train"]
+        of_both = np.isin(evaluated.text_hash[evaluated.first], trained.text_hash)
+        evaluated.overlap = int(of_both.sum())
     examples = {split: these.select(reports[split].used) for split, these in encoded.items()}
     kept = ["input_ids", "labels", "length"]
     return {split: these.select_columns(kept) for split, these in examples.items()}, reports
 
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> Dataset:
-    """Every row with the columns of `FEATURES`: tokens and labels, or the reason why not."""
+    """Every row's examples with the columns of `FEATURES`; a skipped row has one, with a reason."""
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
     name = _name(rows, tokenizer, args)
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -69,6 +72,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
         return rows.map(
             _encode_batch,
             batched=True,
+            with_indices=True,
             fn_kwargs={"tokenizer": tokenizer, "args": args},
             remove_columns=rows.column_names,
             features=FEATURES,  # not to be guessed from the first rows, which may all be skipped
@@ -82,25 +86,29 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
 
 
 def _encode_batch(
-    batch: dict[str, list], tokenizer: Tokenizer, args: ProjectArguments
+    batch: dict[str, list], positions: list[int], tokenizer: Tokenizer, args: ProjectArguments
 ) -> pyarrow.Table:
-    """Some rows as columns of shape (rows,) -> the columns of `FEATURES`, of the same length."""
+    """Some rows as columns of shape (rows,) -> the columns of `FEATURES`, of shape (examples,)."""
     conversations = []
     for values in zip(*batch.values(), strict=True):
         try:
             row = plain_row(dict(zip(batch, values, strict=True)))
-            conversations.append(to_messages(row, args))
+            conversations.append(to_conversation(row, args))
         except ValueError as error:
             conversations.append(error)
     how = {"control_tokens": args.control_tokens, **mask_options(args)}
-    examples, masks = [], encode_batch(conversations, tokenizer, args.max_length, **how)
-    for messages, found in zip(conversations, masks, strict=True):
-        example = {"input_ids": [], "labels": [], "shortened": False, "reason": ""}
-        example["words"] = 0 if isinstance(messages, ValueError) else hash_words(messages)
-        example |= {"reason": str(found)} if isinstance(found, ValueError) else found
-        labels = example["labels"]
-        example |= {"length": len(labels), "trained": len(labels) - labels.count(-100)}
-        examples.append(example)
+    examples, of_rows = [], encode_batch(conversations, tokenizer, args.max_length, **how)
+    for position, conversation, found in zip(positions, conversations, of_rows, strict=True):
+        row = {"row": position, "title": f"row {position + 1}", "reason": "", "text_hash": 0}
+        if isinstance(found, ValueError):
+            row["reason"], found = str(found), [{"input_ids": [], "labels": [], "shortened": False}]
+        else:
+            row["text_hash"] = hash_text(conversation["messages"])
+        for number, example in enumerate(found, start=1):
+            example, labels = row | example, example["labels"]
+            example |= {"length": len(labels), "trained": len(labels) - labels.count(-100)}
+            example["title"] += f", example {number} of {len(found)}" if len(found) > 1 else ""
+            examples.append(example)
     return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
 
 

@@ -15,6 +15,7 @@ from textwrap import shorten
 from pyarrow.parquet import ParquetFile
 
 from sft.config import say
+from sft.format import OPTIONAL_COLUMNS
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 FAULTS = (ValueError, TypeError, RecursionError, OSError, EOFError, zlib.error, csv.Error)
@@ -69,7 +70,7 @@ def find_files(dataset: str | list[str]) -> dict[str, list[Path]]:
 
 
 def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, bytes]]:
-    """The columns of each row as JSON, exactly; exits at the first fault of a file.
+    """The columns of each row as JSON, exactly, without nulls; exits at the first fault of a file.
 
     Arrow's readers would make timestamps of texts, one type of all that a column holds, and nulls
     of the keys that only other rows have.
@@ -83,7 +84,7 @@ def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[st
                     raise ValueError("not a JSON object")
                 names |= row
                 rows += 1
-                yield {column: ENCODER.encode(row.get(column)).encode() for column in columns}
+                yield {one: ENCODER.encode(plain(row.get(one))).encode() for one in columns}
         except FAULTS as error:
             line = f", line {lines.number}" if lines.number else ""
             why = " ".join(str(getattr(error, "msg", error)).split())[:200]
@@ -97,7 +98,7 @@ def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[st
 def check_columns(columns: Sequence[str], names: Iterable[str], source: str) -> None:
     """Exit where a column is missing, and name those that are there."""
     for column in columns:
-        if column not in names:
+        if column not in (*names, *OPTIONAL_COLUMNS):
             has = ", ".join(map(str, names))
             raise SystemExit(
                 f"{source} has no column {column!r}; it has {has}: name the right one in "
@@ -106,8 +107,8 @@ def check_columns(columns: Sequence[str], names: Iterable[str], source: str) -> 
 
 
 def plain_row(row: dict) -> dict:
-    """The columns of a row of `load_rows`, with the values that are meant."""
-    return {column: plain(value) for column, value in row.items()}
+    """The columns of a row of `load_rows` that hold something, with the values that are meant."""
+    return {column: value for column in row if (value := plain(row[column])) is not None}
 
 
 def plain(value: object) -> object:

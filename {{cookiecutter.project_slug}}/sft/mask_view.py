@@ -46,19 +46,20 @@ def pieces(example: dict, tokenizer: Tokenizer) -> list[tuple[str, list[int], bo
 
 
 def show(title: str, example: dict, tokenizer: Tokenizer, padding: int = 0) -> None:
-    """Draw one example in the terminal: green is trained on, grey is only read, · is padding."""
-    text = Text()
+    """Draw one example: green is trained on, grey only read, ▌ ends the prompt, · is padding."""
+    text, opening = Text(), "▌▶"
     for trained, run in groupby(pieces(example, tokenizer), key=itemgetter(2)):
         words = harmless("".join(words for words, _, _ in run))
         if trained:
-            text.append("▶", "bold yellow").append(words, "green").append("◀", "bold yellow")
+            text.append(opening, "bold yellow").append(words, "green").append("◀", "bold yellow")
+            opening = "▶"
             continue
         if len(words) > SHOWN:
             left_out = f" [... {len(words) - SHOWN:,} characters ...] "
             words = words[: SHOWN // 2] + left_out + words[-SHOWN // 2 :]
         text.append(words, "grey62")
     text.append("·" * padding, "bright_black")
-    console.print(Panel(text, title=title, subtitle=f"▶green◀: {share(example)}"))
+    console.print(Panel(text, title=title, subtitle=f"prompt▌▶green◀: {share(example)}"))
 
 
 def share(example: dict) -> str:

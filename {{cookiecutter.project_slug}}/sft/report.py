@@ -36,8 +36,9 @@ def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> N
     state, args = trainer.state, trainer.args
     logged = ChainMap(*reversed(state.log_history))  # the last value of each
     summary = {
-        "rows_used": len(report.used),
-        "rows_skipped": report.rows - len(report.used),
+        "rows_used": report.rows_used,
+        "rows_skipped": report.rows - report.rows_used,
+        "examples": len(report.used),
         "trained_tokens_seen": round(state.epoch * report.trained.sum()),
         "steps": state.global_step,
         "seconds": logged["train_runtime"],

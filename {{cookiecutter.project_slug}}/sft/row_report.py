@@ -15,25 +15,33 @@ class RowReport:
     """What became of the rows that `encode_rows` returned, or of some of them."""
 
     def __init__(self, encoded: Dataset):
-        self.rows, reasons, skipped = len(encoded), column(encoded, "reason"), {}
-        self.used = np.flatnonzero(reasons == "")  # positions, of shape (used,)
+        rows, reasons, skipped = column(encoded, "row"), column(encoded, "reason"), {}
+        self.used = np.flatnonzero(reasons == "")  # positions, of shape (examples,)
+        self.row = rows[self.used]  # the position of its row, of the same shape
         self.lengths = column(encoded, "length")[self.used]  # in tokens, of the same shape
         self.trained = column(encoded, "trained")[self.used]  # tokens with a label
-        self.words = column(encoded, "words")[self.used]  # equal for rows that say the same
-        self.seen = None  # how many rows to evaluate are also trained on
-        self.shortened = int(column(encoded, "shortened")[self.used].sum())  # rows
-        for position in np.flatnonzero(reasons).tolist():
+        self.text_hash = column(encoded, "text_hash")[self.used]  # equal for rows that say the same
+        self.shortened = int(column(encoded, "shortened")[self.used].sum())  # examples
+        self.first = np.unique(self.row, return_index=True)[1]  # each row's, of shape (rows used,)
+        bad = np.flatnonzero(reasons).tolist()
+        self.rows_used, self.rows = len(self.first), len(self.first) + len(bad)
+        self.overlap = None  # how many of the rows to evaluate are also trained on
+        for position in bad:
             reason, _, detail = reasons[position].partition(": ")
-            skipped.setdefault(reason, []).append((position + 1, detail))
+            skipped.setdefault(reason, []).append((int(rows[position]) + 1, detail))
         # reason -> (number, detail) of each such row, the most frequent first
         self.skipped = dict(sorted(skipped.items(), key=lambda item: -len(item[1])))
 
     def figures(self) -> dict[str, str]:
         """What to show of it, by name."""
-        counts = {"rows": self.rows, "used": len(self.used)}
+        counts = {"rows": self.rows, "used": self.rows_used}
         counts |= {f"skipped: {reason}": len(those) for reason, those in self.skipped.items()}
-        counts |= {"of these also trained on": self.seen} if self.seen is not None else {}
+        counts |= {"of these also trained on": self.overlap} if self.overlap is not None else {}
         counts |= {"shortened to max_length": self.shortened} if self.shortened else {}
+        if len(self.used) > self.rows_used:  # replies that need prompts of their own
+            alone = np.maximum.reduceat(self.lengths, self.first).sum()
+            counts["examples made of these"] = len(self.used)
+            counts["times the tokens of one a row"] = round(self.lengths.sum() / alone, 2)
         if len(self.used):
             counts["median length, tokens"] = round(np.median(self.lengths))
             counts["longest, tokens"] = self.lengths.max()
@@ -50,7 +58,7 @@ def column(examples: Dataset, name: str) -> np.ndarray:
 
 def refuse_too_many(split: str, report: RowReport, args: ProjectArguments) -> None:
     """Exit where no row is left or more than `max_skipped` are skipped; each reason is named."""
-    skipped = report.rows - len(report.used)
+    skipped = report.rows - report.rows_used
     if len(report.used) and skipped <= args.max_skipped * report.rows:
         return
     why = f"more than max_skipped = {args.max_skipped:g}" if len(report.used) else "none is left"

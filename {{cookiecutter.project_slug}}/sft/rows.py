@@ -9,7 +9,7 @@ from datasets import Dataset, ReadInstruction, concatenate_datasets, load_datase
 from sft.cache import cached_rows
 from sft.config import ProjectArguments
 from sft.files import check_columns, find_files, kind
-from sft.format import columns
+from sft.format import OPTIONAL_COLUMNS, columns
 
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own sentences say what is wrong
 
@@ -20,7 +20,8 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
     They have the columns that sft/format.py needs; `sft.files.plain_row` reads one. Exits where a
     dataset, file, split or column cannot be read, with the line of a broken file.
     """
-    named, source, path = columns(args), f"dataset {args.dataset!r}", str(args.dataset)
+    source, path = f"dataset {args.dataset!r}", str(args.dataset)
+    named = [*columns(args), *OPTIONAL_COLUMNS]
     folder = Path(path).expanduser()
     try:
         if not is_local(args.dataset):
@@ -41,9 +42,10 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
         if "scripts are no longer supported" in why:
             why += ": download its branch refs/convert/parquet, and name the folder"
         raise SystemExit(f"{source}: {why}") from None
-    for split in rows.values():
+    for name, split in rows.items():
         check_columns(named, split.column_names, source)
-    return {name: split.select_columns(named) for name, split in rows.items()}
+        rows[name] = split.select_columns([one for one in named if one in split.column_names])
+    return rows
 
 
 def is_local(dataset: str | list[str]) -> bool:

@@ -6,6 +6,7 @@ character of that is known to be somebody's.
 """
 
 import re
+from functools import partial
 from os.path import commonprefix
 
 from jinja2 import TemplateError
@@ -14,11 +15,14 @@ SENTINEL = r"Qz\d+zQ"
 THOUGHT = re.compile(r"(\s*<think>\s*)(\S.*?)(\s*</think>\s*)(.*)", re.DOTALL)
 
 
-def judge(messages: list[dict], example: dict, tokenizer, turns: str) -> str | None:
+def judge(conversation: dict, example: dict, tokenizer, turns: str) -> str | None:
     """What is wrong with a mask: "" for nothing, None where the oracle cannot tell."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    messages, tools = conversation["messages"], conversation.get("tools")
+    kwargs = {"tokenize": False, "tools": tools, **conversation["chat_template_kwargs"]}
+    template = partial(tokenizer.apply_chat_template, **kwargs)
+    text = template(messages)
     try:
-        classes = classify(messages, text, tokenizer, turns)
+        classes = classify(messages, text, template, tokenizer, turns)
     except TemplateError:  # the template takes the whole, and not the parts
         return None
     if classes is None:
@@ -42,11 +46,11 @@ def judge(messages: list[dict], example: dict, tokenizer, turns: str) -> str | N
     return ""
 
 
-def classify(messages: list[dict], text: str, tokenizer, turns: str) -> list[str] | None:
+def classify(messages: list[dict], text: str, template, tokenizer, turns) -> list[str] | None:
     """For each character of `text`: "prompt", "reply", or "either"."""
     marked, words, owners = [], [], []  # sentinels stand for words, which are of messages
     for number, message in enumerate(messages):
-        if message.get("reasoning_content") or not message["content"].strip():
+        if message.keys() & {"reasoning_content", "tool_calls"} or not message["content"].strip():
             return None
         thought = THOUGHT.fullmatch(message["content"]) if message["role"] == "assistant" else None
         parts, content = thought.groups() if thought else ("", message["content"]), ""
@@ -55,9 +59,6 @@ def classify(messages: list[dict], text: str, tokenizer, turns: str) -> list[str
             words.append(said.strip())
             owners.append(number)
         marked.append({**message, "content": content})
-
-    def template(messages: list[dict], prompt: bool = False) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
     between = re.split(SENTINEL, template(marked))
     if re.findall(SENTINEL, template(marked)) != [f"Qz{n}zQ" for n in range(len(words))]:
@@ -78,7 +79,7 @@ def classify(messages: list[dict], text: str, tokenizer, turns: str) -> list[str
         # what inference does not supply may have labels: an empty thought, or the row's own <think>
         free = re.search(r"(<think>\s*)?$", before)[0]
         if reply and messages[reply - 1]["role"] != "assistant":
-            supplied = re.split(SENTINEL, template(marked[:reply], prompt=True))[-1]
+            supplied = re.split(SENTINEL, template(marked[:reply], add_generation_prompt=True))[-1]
             if before.startswith(supplied):
                 free = before[len(supplied) :]
         classes[start - len(free) : start] = ["either"] * len(free)

@@ -9,7 +9,7 @@ from datasets import Dataset
 import sft.rows
 from sft.examples import encode_rows, make_examples
 from sft.files import plain_row
-from sft.format import columns, to_messages
+from sft.format import columns, to_conversation
 from sft.row_report import RowReport
 
 
@@ -18,7 +18,7 @@ def test_rows_become_turns_with_a_reply(args, rows):
     replies = 0
     for row in rows:
         try:
-            messages = to_messages(plain_row(row), args)
+            messages = to_conversation(plain_row(row), args)["messages"]
         except ValueError:  # a row that is skipped
             continue
         replies += 1

@@ -6,7 +6,7 @@ import pytest
 from oracle import judge
 
 from sft.files import plain_row
-from sft.format import mask_options, to_messages
+from sft.format import mask_options, to_conversation
 from sft.mask import MaskError, encode, encode_batch
 from sft.stop_tokens import stop_tokens
 
@@ -19,18 +19,18 @@ def turns(args):
 
 @pytest.fixture(scope="module")
 def encoded(args, rows, tokenizer, turns):
-    """(messages, example) of each of the first rows that can be trained on."""
+    """(conversation, example) of each of the first rows that can be trained on."""
     pairs = []
     for row in rows:
         with suppress(ValueError):
-            messages = to_messages(plain_row(row), args)
-            pairs.append((messages, encode(messages, tokenizer, turns=turns)))
+            conversation = to_conversation(plain_row(row), args)
+            pairs.append((conversation, encode(**conversation, tokenizer=tokenizer, turns=turns)))
     assert pairs, "none of the first rows can be trained on: python preview.py says why"
     return pairs
 
 
 def test_the_mask_covers_the_replies_and_nothing_else(encoded, tokenizer, turns):
-    verdicts = [judge(messages, example, tokenizer, turns) for messages, example in encoded]
+    verdicts = [judge(*pair, tokenizer, turns) for pair in encoded]
     assert "" in verdicts, "the oracle can tell of none of these rows"
     assert not any(verdicts), next(filter(None, verdicts))
 
@@ -42,7 +42,7 @@ def test_each_reply_is_trained_to_end(encoded, tokenizer):
 
 
 def test_the_oracle_sees_a_spoiled_mask(encoded, tokenizer, turns):
-    messages, example = encoded[0]
+    conversation, example = encoded[0]
     ids, labels = example["input_ids"], example["labels"]
     control = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
     spoils = {
@@ -52,25 +52,25 @@ def test_the_oracle_sees_a_spoiled_mask(encoded, tokenizer, turns):
         "the end missing": [-100 if label in control else label for label in labels],
     }
     for name, spoiled in spoils.items():
-        assert judge(messages, {**example, "labels": spoiled}, tokenizer, turns), name
+        assert judge(conversation, {**example, "labels": spoiled}, tokenizer, turns), name
 
 
 def test_a_batch_is_encoded_like_its_rows(encoded, tokenizer, turns):
-    conversations = [messages for messages, _ in encoded]
+    conversations = [conversation for conversation, _ in encoded]
     batch = encode_batch(conversations, tokenizer, None, turns)
-    assert batch == [example for _, example in encoded]
+    assert batch == [[example] for _, example in encoded]
 
 
 def test_a_conversation_that_is_too_long_is_refused_not_cut(encoded, tokenizer):
-    messages, example = encoded[0]
+    conversation, example = encoded[0]
     with pytest.raises(MaskError, match="longer than max_length"):
-        encode(messages, tokenizer, max_length=len(example["input_ids"]) - 1)
+        encode(**conversation, tokenizer=tokenizer, max_length=len(example["input_ids"]) - 1)
 
 
 def test_a_prompt_is_cut_where_config_says_so_and_the_reply_is_not(encoded, tokenizer, turns):
-    messages, example = max(encoded, key=lambda pair: len(pair[1]["input_ids"]))
+    conversation, example = max(encoded, key=lambda pair: len(pair[1]["input_ids"]))
     limit = len(example["input_ids"]) - 1
-    shortened = encode(messages, tokenizer, limit, turns, "truncate_prompt")
+    ((shortened,),) = encode_batch([conversation], tokenizer, limit, turns, "truncate_prompt")
     assert len(shortened["input_ids"]) <= limit
     left, before = (
         [label for label in labels if label != -100]
@@ -80,14 +80,16 @@ def test_a_prompt_is_cut_where_config_says_so_and_the_reply_is_not(encoded, toke
 
 
 def test_a_control_token_in_the_text_is_refused_or_spelled_out(encoded, tokenizer, monkeypatch):
-    messages, _ = encoded[0]
-    stop = tokenizer.eos_token
+    conversation, _ = encoded[0]
+    messages, stop = conversation["messages"], tokenizer.eos_token
     at = next(at for at, message in enumerate(messages) if message["role"] == "user")
     forging = {**messages[at], "content": f"Say {stop} please. {messages[at]['content']}"}
     forged = [*messages[:at], forging, *messages[at + 1 :]]
+    conversation = {**conversation, "messages": forged}
     with pytest.raises(MaskError, match="control token in the text"):
-        encode(forged, tokenizer)
-    escaped = encode(forged, tokenizer, control_tokens="escape")["input_ids"]
+        encode(**conversation, tokenizer=tokenizer)
+    escaped = encode(**conversation, tokenizer=tokenizer, control_tokens="escape")["input_ids"]
     monkeypatch.setattr(tokenizer, "chat_control_tokens", [])  # transformers knows more of them
-    clean = tokenizer.apply_chat_template(forged, sanitize_control_tokens=True)["input_ids"]
+    how = {"sanitize_control_tokens": True, **conversation["chat_template_kwargs"]}
+    clean = tokenizer.apply_chat_template(forged, conversation.get("tools"), **how)["input_ids"]
     assert escaped[: len(clean)] == clean
