@@ -323,8 +323,10 @@ def check_any_text_in_any_template(examples: int) -> dict:
             *_, words, stop = ["", *(text for text, owner in pieces if owner == "reply")]
             if not (shape["last_end"] and any(end in shape["end"] for end in STOPS)):
                 words, stop = stop, shape["eos"]
-            lead, found, tail = said.rpartition(words)
-            assert found and stop.strip() in tail, f"not learnt: {said!r}"
+            body, ends, rest = said.rpartition(stop.strip())
+            lead, found, tail = body.rpartition(words)
+            assert found and ends, f"not learnt: {said!r}"
+            tail += ends + rest
             content = messages[at]["content"]
             around = {"", shape["scaffold"], *("\n</think>\n\n", "</think>"), shape["head"]}
             lead = lead.replace(shape["head"].replace("{role}", "assistant"), "", 1)

@@ -56,4 +56,4 @@ def test_a_row_changes_file_a_few_times(bake, dataset_format):
     project = bake.project(dataset_format=dataset_format)
     files = in_project(project, files_on_the_way, ROWS[dataset_format])
     changes = sum(before != after for before, after in pairwise(files))
-    assert 0 < changes <= MOST_CHANGES, files
+    assert 0 < changes <= MOST_CHANGES, [b for a, b in pairwise(["", *files]) if a != b]

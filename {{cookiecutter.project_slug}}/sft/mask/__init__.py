@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.mask.checks import check_messages, check_prompt, hide_forged
 from sft.mask.conversation import MaskError, Row, Settings
 from sft.mask.end_of_turn import end_turn
-from sft.mask.replies import ask, join, locate
+from sft.mask.replies import join, locate
 from sft.mask.shorten import TOO_LONG, shorten
+from sft.mask.template import ask
 from sft.mask.tokens import label, tokenize
 
 __all__ = ["MaskError", "encode", "encode_batch", "encode_examples"]
@@ -109,15 +110,15 @@ def encode_batch(
     def mask(rows: list[Row]) -> None:
         """Takes the rows through all steps; one with an error, or with parts, goes no further."""
         for step in STEPS:
-            left = [row for row in rows if row.error is None and not row.parts]
             if step is tokenize:  # one call for many texts takes less time
-                tokenize(left, settings)
+                tokenize([row for row in rows if row.error is None and not row.parts], settings)
                 continue
-            for row in left:
-                try:
-                    step(row, settings)
-                except ValueError as error:
-                    row.error = error
+            for row in rows:
+                if row.error is None and not row.parts:
+                    try:
+                        step(row, settings)
+                    except ValueError as error:
+                        row.error = error
 
     def fit(row: Row) -> dict | ValueError:
         """The row as an example, shortened if it is too long."""

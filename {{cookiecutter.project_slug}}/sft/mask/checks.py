@@ -4,8 +4,8 @@ import json
 import re
 from unicodedata import category
 
-from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings, render
-from sft.mask.forms import calls_of, mark, marker
+from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings
+from sft.mask.template import calls_of, mark, marker, render
 
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers that Unicode counts as letters or symbols
 # keys of a message that say whether it is trained on, and what reads like one
@@ -26,12 +26,12 @@ def check_messages(row: Row, settings: Settings) -> None:
             detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
             raise MaskError("unknown role", detail)
         calls = message.get("tool_calls") if role == "assistant" else None
-        try:
-            calls_of(message)
-        except (ValueError, TypeError) as error:
-            raise MaskError(
-                "tool calls that cannot be read", f"message {number}: {error}"
-            ) from None
+        if calls:
+            try:
+                calls_of(message)
+            except (ValueError, TypeError) as error:
+                detail = f"message {number}: {error}"
+                raise MaskError("tool calls that cannot be read", detail) from None
         if calls and content is None:
             continue
         if not isinstance(content, str):

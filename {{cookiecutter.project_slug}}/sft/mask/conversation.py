@@ -99,21 +99,3 @@ def _widths(tokenizer: Tokenizer) -> list[int] | None:
     for number, token in tokenizer.added_tokens_decoder.items():
         widths[number] = len(token.content.encode())
     return [widths.get(number, 0) for number in range(max(widths) + 1)]
-
-
-def after_instructions(messages: list[dict]) -> int:
-    """The position of the first message that is no system or developer message."""
-    return next(at for at, message in enumerate(messages) if message["role"] not in INSTRUCTIONS)
-
-
-def render(conversations: list[list[dict]], settings: Settings, row: Row, **kwargs) -> list[str]:
-    """The texts that the chat template writes, with what the row gives it beside the messages.
-
-    Raises:
-        MaskError: the template refuses one of them, in its own words.
-    """
-    kwargs |= {"tokenize": False, **row.extra}
-    try:
-        return settings.tokenizer.apply_chat_template(conversations, **kwargs)
-    except Exception as error:  # templates raise what they like
-        raise MaskError("refused by the chat template", " ".join(str(error).split())) from error

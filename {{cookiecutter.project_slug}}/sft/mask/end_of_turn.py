@@ -8,7 +8,8 @@ turn's header at once, which is not for the model to write.
 import re
 from os.path import commonprefix
 
-from sft.mask.conversation import UNUSED, MaskError, Row, Settings, render
+from sft.mask.conversation import UNUSED, MaskError, Row, Settings
+from sft.mask.template import render
 
 PROBE = {"role": "user", "content": UNUSED}
 

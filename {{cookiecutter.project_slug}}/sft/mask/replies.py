@@ -6,7 +6,6 @@ text lacks, or the template writes an earlier turn in another way, the two are j
 """
 
 import re
-from bisect import bisect
 
 from sft.mask.conversation import (
     UNUSED,
@@ -14,65 +13,22 @@ from sft.mask.conversation import (
     Row,
     Settings,
     Span,
-    after_instructions,
-    render,
 )
-from sft.mask.forms import FIELDS, forms, lacking, mark, marker, thought_of
+from sft.mask.template import (
+    CLOSING,
+    FIELDS,
+    OPENING,
+    REASONS,
+    TAG,
+    after_instructions,
+    leaving,
+    mark,
+    marker,
+    render,
+    thought_of,
+)
 
 MARKER = re.compile("\u2060\\d+\u2060")
-# tags such as <think>, [THINK], <seed:think> or <|START_THINKING|>, and those that end a thought
-OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re.IGNORECASE)
-CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
-TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
-REASONS = {
-    "answer": "the chat template rewrites the reply",
-    "thought": "the chat template drops the thinking",
-    "calls": "the chat template does not write the tool calls",
-}
-
-
-def ask(row: Row, settings: Settings) -> None:
-    """Renders the prompt and the text, in the first form in which the text has all of the reply.
-
-    Raises:
-        MaskError: there is no such form, and the template does not prompt for a thought either.
-    """
-    refusal, prompted, prompts = None, None, [""]
-    for messages in forms(row.messages):
-        try:
-            if is_asked(row.messages, len(row.messages) - 1):
-                prompts = render([messages[:-1]], settings, row, add_generation_prompt=True)
-            (full,) = render([messages], settings, row)
-        except MaskError as error:
-            refusal = refusal or error
-            continue
-        row.messages, (row.prompt,), row.full = messages, prompts, full
-        what = lacking(messages[-1], full[_common(row.prompt, full) :])
-        if not what:
-            return
-        if what == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
-            prompted = prompted or (messages, row.prompt, full)
-        elif not isinstance(refusal, MaskError) or "refused" in refusal.reason:
-            refusal = _refusal(what, messages[-1], len(messages), settings)
-    if prompted is None:
-        raise refusal
-    row.messages, row.prompt, row.full = prompted
-
-
-def _refusal(what: str, reply: dict, number: int, settings: Settings) -> MaskError:
-    """Why the template does not write all of a reply, and what may help."""
-    detail = f"message {number}"
-    if what == "answer" and reply.get("tool_calls"):
-        detail += ", which calls tools beside its text; take the text out"
-    keys = re.findall(r"\b(\w*think\w*) is defined", str(settings.tokenizer.chat_template))
-    if what == "thought" and keys:
-        detail += f"; chat_template_kwargs may help, with {' or '.join(dict.fromkeys(keys))}"
-    return MaskError(REASONS[what], detail)
-
-
-def is_asked(messages: list[dict], at: int) -> bool:
-    """Whether a chat would ask for the reply at this position: not after another, or at first."""
-    return at > 0 and messages[at - 1]["role"] != "assistant"
 
 
 def locate(row: Row, settings: Settings) -> None:
@@ -83,7 +39,7 @@ def locate(row: Row, settings: Settings) -> None:
     """
     reply, prompt, full = row.safe_messages[-1], row.safe_prompt, row.safe_full
     thought, answer = thought_of(reply)
-    begun, common = OPENING.search(prompt), _common(prompt, full)
+    begun, common = OPENING.search(prompt), leaving(prompt, full)
     row.said = _words(row, answer, settings) if answer.strip() else (common, common)
     row.start, is_shown = common, thought and thought in full[common:]
     if not prompt or not full.startswith(prompt) or row.said[0] < common:
@@ -123,15 +79,6 @@ def _words(row: Row, answer: str, settings: Settings) -> Span:
     return len(before), end
 
 
-def _common(prompt: str, full: str) -> int:
-    """Where `full` leaves the prompt: at its end, or before the tag in which they differ."""
-    if full.startswith(prompt):
-        return len(prompt)
-    at = bisect(range(len(prompt)), False, key=lambda at: prompt[: at + 1] != full[: at + 1])
-    tags = TAG.finditer(prompt, max(0, at - 40))
-    return next((tag.start() for tag in tags if tag.start() < at < tag.end()), at)
-
-
 def _closing(row: Row, tag: str, settings: Settings) -> str:
     """What the template writes between a thought and the answer; its tag closed if it drops it."""
     reply = {"role": "assistant", "content": marker(1), **dict.fromkeys(FIELDS, marker(0))}
@@ -159,7 +106,8 @@ def join(row: Row, settings: Settings) -> None:
             row, row.safe_prompt + row.between + row.safe_full[row.start :], settings
         )
     if len(row.trained) > 1:
-        is_one = not shift and all(is_asked(row.messages, at) for at in row.trained)
+        roles = [row.messages[at - 1]["role"] for at in row.trained]
+        is_one = not shift and row.trained[0] > 0 and "assistant" not in roles
         earlier = _earlier(row, settings) if is_one else []
         if len(earlier) < len(row.trained) - 1:
             row.unroll()

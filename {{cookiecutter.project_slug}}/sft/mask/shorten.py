@@ -10,7 +10,8 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.mask.checks import weighted_replies
-from sft.mask.conversation import MaskError, Row, after_instructions
+from sft.mask.conversation import MaskError, Row
+from sft.mask.template import after_instructions
 
 TOO_LONG = "longer than max_length"
 

@@ -1,18 +1,97 @@
-"""The forms of a reply: templates differ in where they read its thought and its tool calls.
+"""What the chat template is asked: prompts, texts, and in which form it reads a reply.
 
-A thought may be in the content, as <think>...</think>, or in a field of its own; a call's arguments
-may be a mapping or JSON text. Of these forms, the first is used in which the template writes all of
-the reply: others lose the thought, or train on it as if it were the answer.
+Templates differ in where they read a reply's thought and its tool calls. A thought may be in the
+content, as <think>...</think>, or in a field of its own; a call's arguments may be a mapping or
+JSON text. The first form is used in which the template writes all of the reply: others lose the
+thought, or train on it as if it were the answer.
 """
 
 import json
 import re
+from bisect import bisect
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
+from sft.mask.conversation import INSTRUCTIONS, MaskError, Row, Settings
+
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # templates have these names for it
 INLINE = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
+# tags such as <think>, [THINK], <seed:think> or <|START_THINKING|>, and those that end a thought
+OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re.IGNORECASE)
+CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
+TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
+REASONS = {
+    "answer": "the chat template rewrites the reply",
+    "thought": "the chat template drops the thinking",
+    "calls": "the chat template does not write the tool calls",
+}
+
+
+def render(conversations: list[list[dict]], settings: Settings, row: Row, **kwargs) -> list[str]:
+    """The texts that the chat template writes, with what the row gives it beside the messages.
+
+    Raises:
+        MaskError: the template refuses one of them, in its own words.
+    """
+    kwargs |= {"tokenize": False, **row.extra}
+    try:
+        return settings.tokenizer.apply_chat_template(conversations, **kwargs)
+    except Exception as error:  # templates raise what they like
+        raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
+
+
+def ask(row: Row, settings: Settings) -> None:
+    """Renders the prompt and the text, in the first form in which the text has all of the reply.
+
+    Raises:
+        MaskError: there is no such form, and the template does not prompt for a thought either.
+    """
+    refusal, prompted, prompts = None, None, [""]
+    for messages in forms(row.messages):
+        try:
+            if is_asked(row.messages, len(row.messages) - 1):
+                prompts = render([messages[:-1]], settings, row, add_generation_prompt=True)
+            (full,) = render([messages], settings, row)
+        except MaskError as error:
+            refusal = refusal or error
+            continue
+        row.messages, (row.prompt,), row.full = messages, prompts, full
+        what = lacking(messages[-1], full[leaving(row.prompt, full) :])
+        if not what:
+            return
+        if what == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
+            prompted = prompted or (messages, row.prompt, full)
+        elif not isinstance(refusal, MaskError) or "refused" in refusal.reason:
+            refusal = _refusal(what, messages[-1], len(messages), settings)
+    if prompted is None:
+        raise refusal
+    row.messages, row.prompt, row.full = prompted
+
+
+def _refusal(what: str, reply: dict, number: int, settings: Settings) -> MaskError:
+    """Why the template does not write all of a reply, and what may help."""
+    detail = f"message {number}"
+    if what == "answer" and reply.get("tool_calls"):
+        detail += ", which calls tools beside its text; take the text out"
+    keys = re.findall(r"\b(\w*think\w*) is defined", str(settings.tokenizer.chat_template))
+    if what == "thought" and keys:
+        detail += f"; chat_template_kwargs may help, with {' or '.join(dict.fromkeys(keys))}"
+    return MaskError(REASONS[what], detail)
+
+
+def is_asked(messages: list[dict], at: int) -> bool:
+    """Whether a chat would ask for the reply at this position: not after another, or at first."""
+    return at > 0 and messages[at - 1]["role"] != "assistant"
+
+
+def leaving(prompt: str, full: str) -> int:
+    """Where `full` leaves the prompt: at its end, or before the tag in which they differ."""
+    if full.startswith(prompt):
+        return len(prompt)
+    at = bisect(range(len(prompt)), False, key=lambda at: prompt[: at + 1] != full[: at + 1])
+    tags = TAG.finditer(prompt, max(0, at - 40))
+    return next((tag.start() for tag in tags if tag.start() < at < tag.end()), at)
 
 
 def forms(messages: list[dict]) -> Iterator[list[dict]]:
@@ -92,6 +171,11 @@ def lacking(reply: dict, text: str) -> str:
         if is_twice or not all(_is_in(text, value) for value in said):
             return "calls"
     return ""
+
+
+def after_instructions(messages: list[dict]) -> int:
+    """The position of the first message that is no system or developer message."""
+    return next(at for at, message in enumerate(messages) if message["role"] not in INSTRUCTIONS)
 
 
 def mark(messages: list[dict], positions: list[int]) -> list[dict]:
