@@ -1,99 +1,77 @@
 """What should be trained on, found in another way than sft/mask finds it.
 
-All that the messages say is swapped for sentinels at once. Between the sentinels is the
-template's own text; with the real words put back in it has to be the real rendering, and every
-character of that is known to be somebody's.
+Each reply is asked for as a chat asks: its labels have to follow just the tokens of that prompt.
+Then the reply is swapped for a sentinel: what the template writes around it is all that may have
+labels beside the reply's own words.
 """
 
 import re
-from functools import partial
-from os.path import commonprefix
 
-from jinja2 import TemplateError
-
-SENTINEL = r"Qz\d+zQ"
-THOUGHT = re.compile(r"(\s*<think>\s*)(\S.*?)(\s*</think>\s*)(.*)", re.DOTALL)
+SENTINEL = "Qz0zQ"
+TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
+MARKS = ("weight", "loss", "loss_mask", "train", "training", "trainable")
 
 
-def judge(conversation: dict, example: dict, tokenizer, turns: str) -> str | None:
-    """What is wrong with a mask: "" for nothing, None where the oracle cannot tell."""
+def judge(conversation: dict, examples: list[dict], tokenizer, turns: str) -> str | None:
+    """What is wrong with a conversation's examples: "" for nothing, None if it cannot tell."""
     messages, tools = conversation["messages"], conversation.get("tools")
-    kwargs = {"tokenize": False, "tools": tools, **conversation["chat_template_kwargs"]}
-    template = partial(tokenizer.apply_chat_template, **kwargs)
-    text = template(messages)
-    try:
-        classes = classify(messages, text, template, tokenizer, turns)
-    except TemplateError:  # the template takes the whole, and not the parts
-        return None
-    if classes is None:
-        return None
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, labels = encoded["input_ids"], example["labels"]
-    if example["input_ids"] not in (ids, [*ids, tokenizer.eos_token_id]):
-        return "the ids are not those of the template's text"
-    pairs = zip(labels, example["input_ids"], strict=True)
-    if any(label not in (-100, token) for label, token in pairs):
-        return "a label is another token than its own"
-    for (start, end), label in zip(encoded["offset_mapping"], labels, strict=False):
-        kinds = set(classes[start:end])
-        if kinds == {"reply"} and label == -100:
-            return f"not trained on, and part of a reply: {text[start:end]!r}"
-        if kinds == {"prompt"} and label != -100:
-            return f"trained on, and not the assistant's: {text[start:end]!r}"
-    trained = [label for label in labels if label != -100]
-    if trained[-1] not in {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}:
-        return "the model is not trained to stop"
+    kwargs = {"tools": tools, **conversation.get("chat_template_kwargs", {})}
+
+    def template(messages: list[dict], **how) -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs, **how)
+
+    replies = [
+        at
+        for at, message in enumerate(messages)
+        if message["role"] == "assistant" and all(message.get(mark, 1) for mark in MARKS)
+    ]
+    replies = replies if turns == "all" else replies[-1:]
+    if any(at == 0 or messages[at - 1]["role"] == "assistant" for at in replies):
+        return None  # no chat would ask for it
+    trained = [(example, *run) for example in examples for run in runs(example["labels"])]
+    if len(trained) != len(replies):
+        return f"{len(trained)} texts are trained on, and there are {len(replies)} replies"
+    for at, (example, start, end) in zip(replies, trained, strict=True):
+        ids, labels = example["input_ids"], example["labels"]
+        if labels[start:end] != ids[start:end]:
+            return "a label is another token than its own"
+        prompt = template(messages[:at], add_generation_prompt=True)
+        if ids[:start] != tokenizer.encode(prompt, add_special_tokens=False):
+            return f"trained on where no chat asks: after {tokenizer.decode(ids[:start])[-40:]!r}"
+        if ids[end - 1] not in {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}:
+            return "the model is not trained to stop"
+        if wrong := judge_text(
+            messages[at], tokenizer.decode(ids[start:end]), template, messages[:at]
+        ):
+            return wrong
     return ""
 
 
-def classify(messages: list[dict], text: str, template, tokenizer, turns) -> list[str] | None:
-    """For each character of `text`: "prompt", "reply", or "either"."""
-    marked, words, owners = [], [], []  # sentinels stand for words, which are of messages
-    for number, message in enumerate(messages):
-        if message.keys() & {"reasoning_content", "tool_calls"} or not message["content"].strip():
-            return None
-        thought = THOUGHT.fullmatch(message["content"]) if message["role"] == "assistant" else None
-        parts, content = thought.groups() if thought else ("", message["content"]), ""
-        for literal, said in zip(parts[::2], parts[1::2], strict=True):
-            content += f"{literal}Qz{len(words)}zQ"
-            words.append(said.strip())
-            owners.append(number)
-        marked.append({**message, "content": content})
+def judge_text(reply: dict, said: str, template, before: list[dict]) -> str:
+    """What is wrong with the text that is trained on for a reply."""
+    thought, tag, answer = (reply.get("content") or "").rpartition("</think>")
+    lead, found, tail = said.rpartition(answer.strip())
+    names = [call["function"]["name"] for call in reply.get("tool_calls", [])]
+    if not found or any(name not in said for name in names):
+        return f"not trained on, and part of a reply: {answer or names!r}"
+    if names:
+        return ""
+    thoughts = [thought.rpartition("<think>")[2], reply.get("reasoning_content") or ""]
+    for words in thoughts:
+        lead = lead.replace(words.strip(), "", 1)
+    around = template([*before, {"role": "assistant", "content": SENTINEL}])
+    own, _, after = around.rpartition(SENTINEL)
+    lead, tail = TAG.sub("", lead).strip(), TAG.sub("", tail).strip()
+    if not own.rstrip().endswith(lead) or not TAG.sub("", after).strip().startswith(tail):
+        return f"trained on, and not the assistant's: {lead or tail!r}"
+    return ""
 
-    between = re.split(SENTINEL, template(marked))
-    if re.findall(SENTINEL, template(marked)) != [f"Qz{n}zQ" for n in range(len(words))]:
-        return None  # something is dropped, moved, or written twice
-    pattern = re.escape(between[0])
-    for said, literal in zip(words, between[1:], strict=True):
-        pattern += rf"(\s*?{re.escape(said)}\s*?)" + re.escape(literal)
-    match = re.fullmatch(pattern, text)
-    if match is None:
-        return None
 
-    classes = ["prompt"] * len(text)
-    replies = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    for reply in replies if turns == "all" else replies[-1:]:
-        groups = [at + 1 for at, number in enumerate(owners) if number == reply]
-        start, end = match.start(groups[0]), match.end(groups[-1])
-        before, after = between[groups[0] - 1], between[groups[-1]]
-        # what inference does not supply may have labels: an empty thought, or the row's own <think>
-        free = re.search(r"(<think>\s*)?$", before)[0]
-        if reply and messages[reply - 1]["role"] != "assistant":
-            supplied = re.split(SENTINEL, template(marked[:reply], add_generation_prompt=True))[-1]
-            if before.startswith(supplied):
-                free = before[len(supplied) :]
-        classes[start - len(free) : start] = ["either"] * len(free)
-        # so may the turn's end: what the template also writes where the conversation ends here, or
-        # the next turn's first token, at which some models stop
-        final = commonprefix([re.split(SENTINEL, template(marked[: reply + 1]))[-1], after])
-        added = (token.content for token in tokenizer.added_tokens_decoder.values())
-        blank = after[: len(after) - len(after.lstrip())]
-        next_token = next((token for token in added if after.startswith(blank + token)), "")
-        final = final.rstrip() or blank + next_token
-        classes[end : end + len(final)] = ["either"] * len(final)
-        # white space around the words may be the template's; the words are the assistant's
-        said = text[start:end]
-        left, right = len(said) - len(said.lstrip()), len(said.rstrip())
-        classes[start:end] = ["either"] * len(said)
-        classes[start + left : start + right] = ["reply"] * (right - left)
-    return classes
+def runs(labels: list[int]) -> list[tuple[int, int]]:
+    """From where to where there are labels, for each text that is trained on."""
+    borders = [at for at in range(len(labels) + 1) if _has(labels, at - 1) != _has(labels, at)]
+    return list(zip(borders[::2], borders[1::2], strict=True))
+
+
+def _has(labels: list[int], at: int) -> bool:
+    return 0 <= at < len(labels) and labels[at] != -100

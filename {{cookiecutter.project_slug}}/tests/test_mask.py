@@ -7,7 +7,7 @@ from oracle import judge
 
 from sft.files import plain_row
 from sft.format import mask_options, to_conversation
-from sft.mask import MaskError, encode, encode_batch
+from sft.mask import MaskError, encode_batch, encode_examples
 from sft.stop_tokens import stop_tokens
 
 
@@ -19,12 +19,13 @@ def turns(args):
 
 @pytest.fixture(scope="module")
 def encoded(args, rows, tokenizer, turns):
-    """(conversation, example) of each of the first rows that can be trained on."""
+    """(conversation, examples) of each of the first rows that can be trained on."""
     pairs = []
     for row in rows:
         with suppress(ValueError):
             conversation = to_conversation(plain_row(row), args)
-            pairs.append((conversation, encode(**conversation, tokenizer=tokenizer, turns=turns)))
+            examples = encode_examples(**conversation, tokenizer=tokenizer, turns=turns)
+            pairs.append((conversation, examples))
     assert pairs, "none of the first rows can be trained on: python preview.py says why"
     return pairs
 
@@ -37,12 +38,12 @@ def test_the_mask_covers_the_replies_and_nothing_else(encoded, tokenizer, turns)
 
 def test_each_reply_is_trained_to_end(encoded, tokenizer):
     stop = set(stop_tokens(tokenizer))
-    for _, example in encoded:
+    for example in (example for _, examples in encoded for example in examples):
         assert [label for label in example["labels"] if label != -100][-1] in stop
 
 
 def test_the_oracle_sees_a_spoiled_mask(encoded, tokenizer, turns):
-    conversation, example = encoded[0]
+    conversation, (*others, example) = encoded[0]
     ids, labels = example["input_ids"], example["labels"]
     control = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
     spoils = {
@@ -52,25 +53,27 @@ def test_the_oracle_sees_a_spoiled_mask(encoded, tokenizer, turns):
         "the end missing": [-100 if label in control else label for label in labels],
     }
     for name, spoiled in spoils.items():
-        assert judge(conversation, {**example, "labels": spoiled}, tokenizer, turns), name
+        examples = [*others, {**example, "labels": spoiled}]
+        assert judge(conversation, examples, tokenizer, turns), name
 
 
 def test_a_batch_is_encoded_like_its_rows(encoded, tokenizer, turns):
     conversations = [conversation for conversation, _ in encoded]
     batch = encode_batch(conversations, tokenizer, None, turns)
-    assert batch == [[example] for _, example in encoded]
+    assert batch == [examples for _, examples in encoded]
 
 
 def test_a_conversation_that_is_too_long_is_refused_not_cut(encoded, tokenizer):
-    conversation, example = encoded[0]
+    conversation, examples = encoded[0]
+    limit = len(examples[-1]["input_ids"]) - 1
     with pytest.raises(MaskError, match="longer than max_length"):
-        encode(**conversation, tokenizer=tokenizer, max_length=len(example["input_ids"]) - 1)
+        encode_examples(**conversation, tokenizer=tokenizer, max_length=limit, turns=turns)
 
 
 def test_a_prompt_is_cut_where_config_says_so_and_the_reply_is_not(encoded, tokenizer, turns):
-    conversation, example = max(encoded, key=lambda pair: len(pair[1]["input_ids"]))
-    limit = len(example["input_ids"]) - 1
-    ((shortened,),) = encode_batch([conversation], tokenizer, limit, turns, "truncate_prompt")
+    conversation, examples = max(encoded, key=lambda pair: len(pair[1][-1]["input_ids"]))
+    example, limit = examples[-1], len(examples[-1]["input_ids"]) - 1
+    ((*_, shortened),) = encode_batch([conversation], tokenizer, limit, turns, "truncate_prompt")
     assert len(shortened["input_ids"]) <= limit
     left, before = (
         [label for label in labels if label != -100]
@@ -87,8 +90,9 @@ def test_a_control_token_in_the_text_is_refused_or_spelled_out(encoded, tokenize
     forged = [*messages[:at], forging, *messages[at + 1 :]]
     conversation = {**conversation, "messages": forged}
     with pytest.raises(MaskError, match="control token in the text"):
-        encode(**conversation, tokenizer=tokenizer)
-    escaped = encode(**conversation, tokenizer=tokenizer, control_tokens="escape")["input_ids"]
+        encode_examples(**conversation, tokenizer=tokenizer)
+    how = {"tokenizer": tokenizer, "control_tokens": "escape"}
+    escaped = encode_examples(**conversation, **how)[-1]["input_ids"]
     monkeypatch.setattr(tokenizer, "chat_control_tokens", [])  # transformers knows more of them
     how = {"sanitize_control_tokens": True, **conversation["chat_template_kwargs"]}
     clean = tokenizer.apply_chat_template(forged, conversation.get("tools"), **how)["input_ids"]
