@@ -378,7 +378,8 @@ def check_summary(trainer) -> None:
     log = [stopped, {"loss": 4.0}, resumed, {"eval_loss": 5.0}]
     state = SimpleNamespace(log_history=log, global_step=6, epoch=1.5)
     rows = SimpleNamespace(
-        rows=7, used=np.arange(5), lengths=np.array([80, 160] * 2 + [120]), trained=np.full(5, 12)
+        **{"rows": 7, "rows_used": 4, "used": np.arange(5), "trained": np.full(5, 12)},
+        lengths=np.array([80, 160] * 2 + [120]),
     )
     folder = Path("outputs/summary")
     folder.mkdir()
@@ -394,7 +395,7 @@ def check_summary(trainer) -> None:
     ):
         show_summary(SimpleNamespace(state=state, args=args), rows, ["--max_length=77"])
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == {
-        **{"rows_used": 5, "rows_skipped": 2, "trained_tokens_seen": 90, "steps": 6},
+        **{"rows_used": 4, "rows_skipped": 3, "examples": 5, "trained_tokens_seen": 90, "steps": 6},
         **{"seconds": 2.0, "tokens_per_second": 360.0, "train_loss": 4.0, "eval_loss": 5.0},
         **{"peak_memory_gb": 2.0, "peak_memory_reserved_gb": 3.0, "peak_memory_counted_gb": 5.0},
     }

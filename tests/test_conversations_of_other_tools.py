@@ -351,8 +351,9 @@ def previewed(path: str) -> tuple:
     from sft.twin import build_tokenizer
 
     examples.encode_batch = unrolled
+    options = ["--dataset", path, "--max_skipped=1", "--chat_template_kwargs={messages: 1, x_y: 1}"]
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        page = preview.main(["--smoke", "--dataset", path, "--max_skipped=1"])
+        page = preview.main(["--smoke", *options])
     with contextlib.redirect_stderr(io.StringIO()) as drawn:
         two = {"input_ids": [65, 66, 67, 68], "labels": [-100, 66, -100, 68]}
         preview.show("two replies", two, build_tokenizer())
@@ -366,6 +367,7 @@ def test_the_preview_names_row_and_example_and_marks_where_the_prompt_ends(proje
     for title in ("row 1, example 1 of 2", "row 1, example 2 of 2", "row 2 is skipped", "row 3"):
         assert title in terminal and title in page
     assert "row 3, " not in terminal
+    assert "does not read 'x_y'" in terminal and terminal.count("does not read") == 1
     assert drawn.count("▌▶") == 2 and drawn.count("▶") == 3  # one of each pair in the legend
     assert terminal.count("▌▶") == 3 + 3 and page.count("<b>⟩</b><i") == 3
     assert page.index("⟩</b><i") < page.index('<i class="on" data')

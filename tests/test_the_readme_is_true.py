@@ -20,7 +20,7 @@ PROJECTS = {
 }
 # what is no key: the scripts' own options, a module, a field of a turn
 OPTIONS = {"card", "max", "lesson", "prompt", "smoke", "logdir"}
-OTHERS = {"embed_tokens", "reasoning_content"}
+OTHERS = {"embed_tokens", "reasoning_content", "tool_calls", "function_call"}
 
 
 @pytest.fixture(params=PROJECTS, scope="module")

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.cache import CACHE, fingerprint
-from sft.config import ProjectArguments
+from sft.config import ProjectArguments, say
 from sft.files import plain_row
 from sft.format import DatasetArguments, mask_options, to_conversation
 from sft.hold_out import choose_held_out, hash_text
@@ -64,6 +64,9 @@ def make_examples(
 
 def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> Dataset:
     """Every row's examples with the columns of `FEATURES`; a skipped row has one, with a reason."""
+    for key in args.chat_template_kwargs:
+        if key not in str(tokenizer.chat_template):
+            say(f"   chat_template_kwargs: the chat template does not read {key!r}")
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
     name = _name(rows, tokenizer, args)
     CACHE.mkdir(parents=True, exist_ok=True)
