@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from datasets import Dataset
 
-import sft.rows
 from sft.examples import encode_rows, make_examples
 from sft.files import plain_row
 from sft.format import columns, to_messages
@@ -40,9 +39,3 @@ def test_a_row_with_an_empty_reply_is_skipped_and_counted(args, rows, tokenizer)
     assert len(report.used) + sum(map(len, report.skipped.values())) == len(rows)
     with pytest.raises(SystemExit, match="row 1: "):
         make_examples({"train": spoiled}, tokenizer, replace(args, max_skipped=0.0))
-
-
-def test_a_missing_column_is_named(args, monkeypatch):
-    monkeypatch.setattr(sft.rows, "columns", lambda args: ["something else"])
-    with pytest.raises(SystemExit, match="has no column 'something else'"):
-        sft.rows.load_rows(args)
