@@ -94,11 +94,7 @@ class Step:
 
 
 def card_gb(name: str) -> float:
-    """The memory of a card in GB, by its size or its name.
-
-    Raises:
-        SystemExit: no card of that name is known.
-    """
+    """The memory of a card in GB, by its size or its name; exits at a name that is not known."""
     key = re.sub(r"nvidia|geforce|tesla|rtx|gb$|[^a-z0-9.]", "", name.lower())
     if key in NAMED:
         return NAMED[key]
@@ -205,10 +201,9 @@ def print_lesson(now: Memory) -> None:
         "every weight": (4 * whole, 4 * whole, 8 * whole),
         "this project": (frozen + 4 * trained, 4 * trained, 8 * trained),
     }
-    columns = [[f"{n:.1f}" for n in (*way, sum(way))] for way in ways.values()]
-    names = ("weights", "gradients", "two averages of AdamW", "together")
-    rows = [list(row) for row in zip(names, *columns, strict=True)]
-    print_table("Three ways to train, in GB", ["", *ways], rows)
+    columns = ["", "weights", "gradients", "two averages of AdamW", "together"]
+    rows = [[name, *(f"{n:.1f}" for n in (*way, sum(way)))] for name, way in ways.items()]
+    print_table("Three ways to train, in GB", columns, rows)
     print(
         "A trained parameter takes 16 bytes: weight 4, gradient 4, the optimizer's averages 8.\n"
         "Weights in 4 bits save a quarter at best, and cannot be trained: a gradient step is much\n"

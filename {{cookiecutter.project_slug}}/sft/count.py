@@ -178,8 +178,7 @@ class _Step:
             part = "adapter" if "lora_" in name else f"base weights, {bits} bits"
             parts.setdefault(part, []).append(parameter)
             hung = [owner[key] for owner, key in hung_on(parameter)]
-            scales = [one for one in hung if address(one) != address(parameter)]
-            parts["quantization scales"] += scales
+            parts["quantization scales"] += [t for t in hung if address(t) != address(parameter)]
         trainable = Counter()
         for parameter in self.trained:
             grows_with, number = self.sizes.grows_with(parameter.numel())
@@ -415,11 +414,10 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         ValueError: there are none of transformers' kind.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    lists = [module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    lists = [one for one in model.get_decoder().modules() if isinstance(one, nn.ModuleList)]
     blocks = [one for one in lists if len(one) and isinstance(one[0], GradientCheckpointingLayer)]
     if not blocks:
-        raise ValueError(f"{type(base).__name__} has no list of layers")
+        raise ValueError("it has no list of layers")
     return max(blocks, key=len)
 
 

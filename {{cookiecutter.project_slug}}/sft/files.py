@@ -29,7 +29,7 @@ def kind(file: Path) -> str:
     return suffix if suffix in KINDS else ""
 
 
-def files_by_split(dataset: str | list[str]) -> dict[str, list[Path]]:
+def find_files(dataset: str | list[str]) -> dict[str, list[Path]]:
     """The files of each split, from a path, folder, glob or a list of them; says which.
 
     The splits are those that all files, or their folders, are named after; else all are "train".

@@ -8,7 +8,7 @@ from datasets import Dataset, ReadInstruction, concatenate_datasets, load_datase
 
 from sft.cache import cached_rows
 from sft.config import ProjectArguments
-from sft.files import check_columns, files_by_split, kind
+from sft.files import check_columns, find_files, kind
 from sft.format import columns
 
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own sentences say what is wrong
@@ -29,7 +29,7 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
             saved = datasets.load_from_disk(folder)
             splits = saved if isinstance(saved, dict) else {"train": saved}
         else:
-            found = files_by_split(args.dataset)
+            found = find_files(args.dataset)
             splits = {split: cached_rows(files, named) for split, files in found.items()}
         specs = {"train": args.train_split, "evaluation": args.eval_split}
         evaluation = args.eval_split.partition("[")[0]
