@@ -66,8 +66,11 @@ def _choose_by_memory(card: Card | None, values: dict, overrides: list[str]) -> 
     ways = [{"optim": o, "activation_checkpointing": s} for o in optims for s in switches]
     if card is None or len(ways) == 1:
         return ways[0], ""
+    # FSDP and DeepSpeed: no card holds the whole model, and the 8-bit optimizer can't follow
+    engines = [os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")]
+    is_spread = "true" in engines or values["fsdp"] or values["deepspeed"]
     with suppress(NoCount):  # loading the model says what is wrong
-        if not _is_spread(values):
+        if not is_spread:
             count = count_for(overrides)
             peaks = [(way, memory(count, values | way)) for way in ways]
             fitting = [pair for pair in peaks if pair[1].verdict(card.gib) == "fits"]
@@ -89,12 +92,3 @@ def find_card() -> Card | None:
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
             tf32=is_torch_tf32_available(),
         )
-
-
-def _is_spread(values: dict) -> bool:
-    """Whether no card holds the whole model: FSDP and DeepSpeed spread it over several.
-
-    The 8-bit optimizer can't follow there.
-    """
-    engines = [os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")]
-    return "true" in engines or bool(values["fsdp"] or values["deepspeed"])
