@@ -132,17 +132,16 @@ def test_where_nothing_fits_it_takes_the_smallest_and_says_so(full_8b, full, lor
     assert said(full, card(24)).endswith("GB counted)")
 
 
-def test_an_optimizer_that_config_yaml_does_not_name_is_chosen(bake_once):
-    project = bake_once.project(
-        project_slug="full-unnamed",
-        base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
-        lora_targets="full",
-        quantization="none",
-    )
-    config = project / "config.yaml"
-    lines = config.read_text(encoding="utf-8").splitlines(keepends=True)
-    config.write_text("".join(line for line in lines if not line.startswith("optim:")), "utf-8")
-    assert chosen(project, card(2))["optim"] == PAGED
+def test_where_config_yaml_names_no_optimizer_those_to_choose_from_are_counted(full, lora):
+    assert in_project(full, optimizers_of_none) == [FUSED, PAGED]
+    assert in_project(lora, optimizers_of_none) == [FUSED]
+
+
+def optimizers_of_none() -> list[str]:
+    from sft.config import read_values
+    from sft.memory import optimizers
+
+    return optimizers({key: value for key, value in read_values([]).items() if key != "optim"})
 
 
 def test_lora_keeps_its_optimizer(lora):
