@@ -29,7 +29,7 @@ FOREIGN = {
     },
     "quantization": {
         "nf4": r"load_in_4bit|NF4|nf4|\b4.bits?\b|double.quant",
-        "int8": r"load_in_8bit|LLM\.int8|\bint8\b|\b8.bits?\b",
+        "int8": r"load_in_8bit|LLM\.int8|\bint8\b|\b8.bits?\b(?! optimizer)",
         "none": r"(?i)fsdp.?2",
     },
     "lora_targets": {
@@ -49,9 +49,8 @@ GENERAL = r"answers\.json|sft/mask/.*|tests/(oracle|test_mask)\.py"
 # phrases of a file that may: what they say holds for every answer, but for the lesson's
 ALLOWED = {
     "vram.py": r"(?i)weights in 4 bits|4-bit numbers|every weight",  # --lesson compares with them
-    "sft/count.py": r"\"lora_\" in name|peft casts LoRA's inputs",  # where there is an adapter
-    "sft/memory.py": r"\"lora_alpha\"|8 bits to help",  # a key that is no size; of the optimizer
-    "sft/machine.py": r"8 bits change|8-bit optimizer",  # of the optimizer
+    "sft/count.py": r"\"lora_\" in name",  # where there is an adapter
+    "sft/memory.py": r"\"lora_alpha\"",  # a key that is no size
 }
 
 

@@ -132,6 +132,18 @@ def test_where_nothing_fits_it_takes_the_smallest_and_says_so(full_8b, full, lor
     assert said(full, card(24)).endswith("GB counted)")
 
 
+def test_where_config_yaml_names_no_optimizer_those_to_choose_from_are_counted(full, lora):
+    assert in_project(full, optimizers_of_none) == [FUSED, PAGED]
+    assert in_project(lora, optimizers_of_none) == [FUSED]
+
+
+def optimizers_of_none() -> list[str]:
+    from sft.config import read_values
+    from sft.memory import optimizers
+
+    return optimizers({key: value for key, value in read_values([]).items() if key != "optim"})
+
+
 def test_lora_keeps_its_optimizer(lora):
     assert "optim" not in chosen(lora, card(8))
     assert chosen(lora, card(8), "--optim=auto")["optim"] == FUSED

@@ -22,8 +22,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sft.config import harmless, parse, read_values, run
-from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, NoCount, count_for, memory
+from sft.config import AUTO, harmless, parse, read_values, run
+from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, count_for, memory
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB
 NAMED = {  # GB that are there to use
@@ -37,17 +37,10 @@ OPTIONS = {"card": "", "max": False, "lesson": False, "json": False, "trained_sh
 
 
 def main(argv: list[str]) -> None:
-    """Print what the options say.
-
-    Raises:
-        SystemExit: a card or a key does not exist, or the step cannot be counted.
-    """
+    """Print what the options say; exits where a card does not exist or a step cannot be counted."""
     options, overrides = parse(argv, __doc__, **OPTIONS)
-    try:
-        step = Step(overrides, options.trained_share)
-    except NoCount as error:
-        raise SystemExit(str(error)) from None
     cards = (card_gb(options.card),) if options.card else CARDS
+    step = Step(overrides, options.trained_share)
     if options.json:
         now = step.memory()
         print(json.dumps(asdict(now) | {"cards": {f"{gb:g}": now.verdict(gb) for gb in cards}}))
@@ -85,7 +78,7 @@ class Step:
             yield sizes, "the same result, a little slower"
         if not now["activation_checkpointing"]:
             yield {"activation_checkpointing": True}, "a quarter slower"
-        if PAGED in self.count["optimizers"] and now["optim"] in ("auto", FUSED):
+        if PAGED in self.count["optimizers"] and now["optim"] in (AUTO, FUSED):
             yield {"optim": PAGED}, "the optimizer's averages are rounded"
         if now.get("r", 0) > 16:
             yield {"r": 16}, "a smaller adapter learns less"
@@ -101,11 +94,7 @@ class Step:
 
 
 def card_gb(name: str) -> float:
-    """The memory of a card in GB, by its size or its name.
-
-    Raises:
-        SystemExit: no card of that name is known.
-    """
+    """The memory of a card in GB, by its size or its name; exits at a name that is not known."""
     key = re.sub(r"nvidia|geforce|tesla|rtx|gb$|[^a-z0-9.]", "", name.lower())
     if key in NAMED:
         return NAMED[key]
@@ -212,10 +201,9 @@ def print_lesson(now: Memory) -> None:
         "every weight": (4 * whole, 4 * whole, 8 * whole),
         "this project": (frozen + 4 * trained, 4 * trained, 8 * trained),
     }
-    columns = [[f"{n:.1f}" for n in (*way, sum(way))] for way in ways.values()]
-    names = ("weights", "gradients", "two averages of AdamW", "together")
-    rows = [list(row) for row in zip(names, *columns, strict=True)]
-    print_table("Three ways to train, in GB", ["", *ways], rows)
+    columns = ["", "weights", "gradients", "two averages of AdamW", "together"]
+    rows = [[name, *(f"{n:.1f}" for n in (*way, sum(way)))] for name, way in ways.items()]
+    print_table("Three ways to train, in GB", columns, rows)
     print(
         "A trained parameter takes 16 bytes: weight 4, gradient 4, the optimizer's averages 8.\n"
         "Weights in 4 bits save a quarter at best, and cannot be trained: a gradient step is much\n"

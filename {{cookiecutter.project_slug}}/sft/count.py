@@ -38,7 +38,7 @@ from transformers.quantizers import AutoHfQuantizer
 from sft.adapter import add_adapter
 from sft.collator import get_collator
 from sft.config import ProjectArguments, load_config, read_values
-from sft.memory import NoCount, optimizers, read_config
+from sft.memory import optimizers, read_config
 from sft.quantization import quantization_config
 from sft.trainer import Trainer
 from sft.twin import build_tokenizer
@@ -50,13 +50,11 @@ def main(overrides: list[str]) -> None:
     shape, optims = read_config(values), optimizers(values)
     args, training_args = load_config([*overrides, "--use_cpu=true", "--bf16=true"])
     kind = shape.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        sys.exit(f"This version of transformers has no model of the type {kind!r}.")
     try:
-        if kind not in CONFIG_MAPPING:
-            raise NoCount(f"This version of transformers has no model of the type {kind!r}.")
         config = CONFIG_MAPPING[kind].from_dict(shape)
         print(json.dumps(count(config, args, training_args, optims)))
-    except NoCount as error:
-        sys.exit(str(error))
     except Exception as error:  # whatever the code of a model says to tensors without content
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160].rstrip(". ")
         sys.exit(f"A step of {kind} cannot be counted ({reason}); only a GPU can tell its memory.")
@@ -76,7 +74,7 @@ def count(
         with, such as {"1": 1024, "batch*length": 8192}.
 
     Raises:
-        NoCount: the model is not made of layers, or its window leaves no length to count with.
+        ValueError: the model is not made of layers, or its window leaves no length to count with.
     """
     text = config.get_text_config()
     text.use_cache = False
@@ -126,7 +124,7 @@ class Sizes:
             if last and labels:
                 names = {"batch": batch, "length": last, "labels": labels, "r": r}
                 return cls(batch, length, labels * max(length // labels // 4, 1), r, names)
-        raise NoCount(f"There is no length from {low} to {high} tokens to count with.")
+        raise ValueError(f"There is no length from {low} to {high} tokens to count with")
 
     def grows_with(self, size: int) -> tuple[str, float]:
         """What a size grows with, such as "batch*length" ("1" for nothing), and how fast."""
@@ -163,7 +161,7 @@ class _Step:
         collator = get_collator(build_tokenizer(), self.model)
         training_args.report_to, training_args.eval_strategy = [], "no"
         with tempfile.TemporaryDirectory() as training_args.output_dir, self.fake:
-            to_fake(self.model)
+            to_fake(self.model, self.fake)
             with mock.patch.object(Trainer, "_move_model_to_device"):
                 self.trainer = Trainer(model=self.model, args=training_args, data_collator=collator)
         self.trainer.current_gradient_accumulation_steps = training_args.gradient_accumulation_steps
@@ -180,8 +178,7 @@ class _Step:
             part = "adapter" if "lora_" in name else f"base weights, {bits} bits"
             parts.setdefault(part, []).append(parameter)
             hung = [owner[key] for owner, key in hung_on(parameter)]
-            scales = [one for one in hung if address(one) != address(parameter)]
-            parts["quantization scales"] += scales
+            parts["quantization scales"] += [t for t in hung if address(t) != address(parameter)]
         trainable = Counter()
         for parameter in self.trained:
             grows_with, number = self.sizes.grows_with(parameter.numel())
@@ -290,16 +287,13 @@ def _at_full_depth(moments: list, order: list[int]) -> list[dict]:
     Returns:
         [{"at": place, "parts": {part: {what it grows with: bytes}}}, ...].
     """
-    columns = dict.fromkeys(tuple(key) for _, total in moments for _, *key in total)
-    columns = {key: number for number, key in enumerate(columns)}
-    table = np.zeros((len(moments), len({*order}) + 1, len(columns)))  # the last is of no layer
-    for row, (_, total) in zip(table, moments, strict=True):
-        for (layer, *key), size in total.items():
-            row[-1 if layer is None else layer, columns[tuple(key)]] = size
-    phases, places = [phase for (phase, _), _ in moments], [place for place, _ in moments]
-    if order:
-        made, kept = (table[phases.index(one) + at] for one, at in (("loss", 0), ("backward", -1)))
-        left = table[len(phases) - 1 - phases[::-1].index("backward")]
+    columns = [*dict.fromkeys(key[1:] for _, total in moments for key in total)]
+    layers = [*range(len({*order})), None]  # the last is of no layer
+    table = np.array(
+        [[[total[layer, *key] for key in columns] for layer in layers] for _, total in moments]
+    )
+    places = [place for place, _ in moments]
+    during = {phase: table[[one == phase for one, _ in places]] for phase, _ in places}
     names, full = [], []
     for phase, layer in dict.fromkeys(places):
         rows = table[[place == (phase, layer) for place in places]]
@@ -307,7 +301,8 @@ def _at_full_depth(moments: list, order: list[int]) -> list[dict]:
             names += [phase] * len(rows)
             full += [*np.einsum("mlc,l->mc", rows, [*np.bincount(order), 1])]
             continue
-        below, above = (made, 0 * made) if phase == "forward" else (kept, left)
+        below = during["loss"][0 if phase == "forward" else -1]
+        above = during["backward"][-1] * (phase == "backward")
         sums = rows.sum(axis=1)
         sums = sums[_highest(sums, columns)]
         there = below[:layer].sum(axis=0) + above[layer + 1 : -1].sum(axis=0)
@@ -416,13 +411,12 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """The blocks of the language model.
 
     Raises:
-        NoCount: there are none of transformers' kind.
+        ValueError: there are none of transformers' kind.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    lists = [module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    lists = [one for one in model.get_decoder().modules() if isinstance(one, nn.ModuleList)]
     blocks = [one for one in lists if len(one) and isinstance(one[0], GradientCheckpointingLayer)]
     if not blocks:
-        raise NoCount(f"{type(base).__name__} has no list of layers to count.")
+        raise ValueError("it has no list of layers")
     return max(blocks, key=len)
 
 
@@ -497,23 +491,16 @@ def hung_on(thing) -> Iterator[tuple[dict, str]]:
             yield from hung_on(value)
 
 
-def to_fake(model: PreTrainedModel) -> None:
+def to_fake(model: PreTrainedModel, mode: FakeTensorMode) -> None:
     """Every tensor on meta becomes a fake one on the CPU; what is shared stays shared."""
-    made = {}  # old and new: the old ones must live, for addresses are used again
-
-    def fake(old: torch.Tensor) -> torch.Tensor:
-        if address(old) not in made:
-            made[address(old)] = old, torch.empty(old.shape, dtype=old.dtype)
-        return made[address(old)][1]
-
+    made = {}  # old and new: the old ones must live, for an id is used again
     for owner, name in [*owners_of(model)]:
         old = owner[name]
-        if not isinstance(old, nn.Parameter):
-            owner[name] = fake(old)
-            continue
         if id(old) not in made:
-            new = nn.Parameter(fake(old), requires_grad=old.requires_grad)
-            vars(new).update(vars(old))
+            new = FakeTensor(mode, old.data, "cpu")
+            if isinstance(old, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=old.requires_grad)
+                vars(new).update(vars(old))
             made[id(old)] = old, new
         owner[name] = made[id(old)][1]
 
@@ -529,7 +516,7 @@ def as_on_a_gpu() -> Iterator[None]:
     with (
         mock.patch.object(FakeTensor, "is_cuda", True),
         mock.patch("torch.cuda.get_device_capability", lambda *_: (8, 0)),
-        # peft casts LoRA's inputs itself where a GPU's autocast is off
+        # an adapter's inputs are cast where a GPU's autocast is off
         mock.patch("torch.is_autocast_enabled", lambda *_: is_autocast_enabled("cpu")),
         # with a mask of a byte a number; on the CPU it is of the number's own width
         mock.patch("torch.nn.functional.dropout", _dropout),

@@ -12,6 +12,7 @@ from os.path import commonpath
 from pathlib import Path
 from textwrap import shorten
 
+from datasets.data_files import SPLIT_KEYWORDS
 from pyarrow.parquet import ParquetFile
 
 from sft.config import say
@@ -19,8 +20,6 @@ from sft.format import OPTIONAL_COLUMNS
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 FAULTS = (ValueError, TypeError, RecursionError, OSError, EOFError, zlib.error, csv.Error)
-SPLITS = {"train": "train", "validation": "val|dev", "test": "test|eval"}
-ENDS = "|ing|id|idation|uation"  # train-00.jsonl, training/a.jsonl, validation.jsonl
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 csv.field_size_limit(sys.maxsize)  # Python's is 128 KB, less than a long text
 
@@ -36,7 +35,7 @@ def find_files(dataset: str | list[str]) -> dict[str, list[Path]]:
 
     The splits are those that all files, or their folders, are named after; else all are "train".
     """
-    read, left_out = [], []
+    read, left_out, by_split = [], [], {}
     for given in [dataset] if isinstance(dataset, str) else dataset:
         path = Path(given).expanduser()
         found = path.rglob("*") if path.is_dir() else [path]
@@ -56,17 +55,21 @@ def find_files(dataset: str | list[str]) -> dict[str, list[Path]]:
             f"dataset {dataset!r} must name files of one of the kinds {', '.join(KINDS)}, such as "
             f"'folder/*.jsonl'; found {', '.join(sorted(kinds)) or 'none'}."
         )
-    top, by_split = commonpath([file.parent for file in read]), {}
+    top = commonpath([file.parent for file in read])
     for file in read:
-        name = f"/{file.relative_to(top).as_posix().lower()}"
-        named = [one for one in SPLITS if re.search(rf"/({SPLITS[one]})({ENDS})([-_./\d]|$)", name)]
-        by_split.setdefault("".join(named[:1]), []).append(file)
+        by_split.setdefault(_split(file.relative_to(top)), []).append(file)
     if "" in by_split or len(by_split) == 1:
         by_split = {"train": read}
-    said = by_split | ({"left out, hidden or of another kind": left_out} if left_out else {})
-    for what, files in said.items():
-        say(f"   {what}: {shorten(', '.join(file.name for file in files), 2000)}")
+    for what, files in {**by_split, "left out, hidden or of another kind": left_out}.items():
+        if files:
+            say(f"   {what}: {shorten(', '.join(file.name for file in files), 2000)}")
     return by_split
+
+
+def _split(file: Path) -> str:
+    """The split that a file or its folder is named after: train-00.jsonl, val/a.jsonl; or ""."""
+    words = {re.split(r"[-_.\d]", part.lower())[0] for part in file.parts}
+    return next((str(split) for split, names in SPLIT_KEYWORDS.items() if words & {*names}), "")
 
 
 def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, bytes]]:
@@ -99,11 +102,8 @@ def check_columns(columns: Sequence[str], names: Iterable[str], source: str) -> 
     """Exit where a column is missing, and name those that are there."""
     for column in columns:
         if column not in (*names, *OPTIONAL_COLUMNS):
-            has = ", ".join(map(str, names))
-            raise SystemExit(
-                f"{source} has no column {column!r}; it has {has}: name the right one in "
-                "config.yaml."
-            )
+            has = f"no column {column!r}; it has {', '.join(map(str, names))}"
+            raise SystemExit(f"{source} has {has}: name the right one in config.yaml.")
 
 
 def plain_row(row: dict) -> dict:

@@ -13,7 +13,7 @@ import torch
 from transformers.utils import is_torch_tf32_available
 
 from sft.config import AUTO
-from sft.memory import FUSED, GB, PAGED, NoCount, count_for, memory
+from sft.memory import GB, NoCount, count_for, memory, optimizers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ def choose(values: dict, overrides: list[str]) -> tuple[dict, str]:
     if values["dataloader_pin_memory"] == AUTO and card is None:  # it would only warn
         chosen["dataloader_pin_memory"] = False
 
-    left = [key for key in ("optim", "activation_checkpointing") if values[key] == AUTO]
-    way, why = _choose_by_memory(card, values, overrides) if left else ({}, "")
-    chosen |= {key: way[key] for key in left}
-    if "optim" in left:
+    way, why = _choose_by_memory(card, values, overrides)
+    way = {key: value for key, value in way.items() if values[key] == AUTO}
+    chosen |= way
+    if "optim" in way:
         words.append(way["optim"])
-    if "activation_checkpointing" in left:
-        words.append(f"{'' if way[left[-1]] else 'no '}activation checkpointing")
+    if "activation_checkpointing" in way:
+        words.append(f"{'' if way['activation_checkpointing'] else 'no '}activation checkpointing")
     where = f"{card.name}, {card.gib:.0f} GB" if card else "the CPU"
     return chosen, f"Chosen for {where}: {', '.join(words)}{why}" if words else ""
 
@@ -58,29 +58,27 @@ def choose(values: dict, overrides: list[str]) -> tuple[dict, str]:
 def _choose_by_memory(card: Card | None, values: dict, overrides: list[str]) -> tuple[dict, str]:
     """Optimizer and activation checkpointing, and why.
 
-    Recomputing costs time alone, and 8 bits change what is calculated: they come last. An adapter's
-    optimizer state is too small for them to help.
+    Recomputing costs time alone, and an 8-bit optimizer changes what is calculated: it comes last.
     """
-    optims, switches = [values["optim"]], [values["activation_checkpointing"]]
-    if optims == [AUTO]:
-        optims = [FUSED] if "r" in values["adapter"] else [FUSED, PAGED]
-    if switches == [AUTO]:
-        switches = [False, True]
+    switch = values["activation_checkpointing"]
+    switches = [False, True] if switch == AUTO else [switch]
+    optims = optimizers(values)
     ways = [{"optim": o, "activation_checkpointing": s} for o in optims for s in switches]
-    if card is None:
+    if card is None or len(ways) == 1:
         return ways[0], ""
-    count = None
-    if not _is_spread(values):
-        with suppress(NoCount):  # loading the model says what is wrong
+    # FSDP and DeepSpeed: no card holds the whole model, and the 8-bit optimizer can't follow
+    engines = [os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")]
+    is_spread = "true" in engines or values["fsdp"] or values["deepspeed"]
+    with suppress(NoCount):  # loading the model says what is wrong
+        if not is_spread:
             count = count_for(overrides)
-    if count is None:
-        return {"optim": optims[0], "activation_checkpointing": switches[-1]}, " (not counted)"
-    peaks = [(way, memory(count, values | values["adapter"] | way)) for way in ways]
-    fitting = [pair for pair in peaks if pair[1].verdict(card.gib) == "fits"]
-    way, found = fitting[0] if fitting else min(peaks, key=lambda pair: pair[1].peak)
-    but = {"fits": "", "tight": ", which is tight; see python vram.py"}
-    but |= {"won't": ", which will not fit; see python vram.py"}
-    return way, f" ({found.peak / GB:.1f} GB counted{but[found.verdict(card.gib)]})"
+            peaks = [(way, memory(count, values | way)) for way in ways]
+            fitting = [pair for pair in peaks if pair[1].verdict(card.gib) == "fits"]
+            way, found = fitting[0] if fitting else min(peaks, key=lambda pair: pair[1].peak)
+            but = {"fits": "", "tight": ", which is tight; see python vram.py"}
+            but |= {"won't": ", which will not fit; see python vram.py"}
+            return way, f" ({found.peak / GB:.1f} GB counted{but[found.verdict(card.gib)]})"
+    return {"optim": optims[0], "activation_checkpointing": switches[-1]}, " (not counted)"
 
 
 def find_card() -> Card | None:
@@ -94,12 +92,3 @@ def find_card() -> Card | None:
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
             tf32=is_torch_tf32_available(),
         )
-
-
-def _is_spread(values: dict) -> bool:
-    """Whether no card holds the whole model: FSDP and DeepSpeed spread it over several.
-
-    The 8-bit optimizer can't follow there.
-    """
-    engines = [os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")]
-    return "true" in engines or bool(values["fsdp"] or values["deepspeed"])

@@ -17,7 +17,7 @@ from math import prod
 from operator import itemgetter
 from pathlib import Path
 
-from sft.config import ROOT, ProjectArguments, read_values, say
+from sft.config import AUTO, ROOT, ProjectArguments, read_values, say
 
 GB = 2**30  # as card makers and nvidia-smi count: an "80 GB" card has 80 * 2**30 bytes
 WORKSPACE = 16 * 2**20  # of cuBLAS; 70 MB were measured on an H200
@@ -30,8 +30,8 @@ KEPT = 20  # counts; the oldest go
 DEFAULTS = {  # where config.yaml does not say
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
-    "activation_checkpointing": "auto",
-    "optim": FUSED,
+    "activation_checkpointing": AUTO,
+    "optim": AUTO,
     "trained_share": 0.25,  # a reply is often about a quarter of its conversation
 }
 # a count holds for all values of these keys, and of our own but for `dtype` and the attention
@@ -43,8 +43,8 @@ CODE = ("adapter", "attention", "collator", "count", "quantization", "trainer") 
 NO_FIGURE = "There is no figure for this model and these settings yet"
 
 
-class NoCount(ValueError):
-    """One sentence on why there is no count, and how to get one."""
+class NoCount(SystemExit):
+    """One sentence on why there is no count, and how to get one; a script may end with it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def memory(count: dict, values: dict) -> Memory:
         values: those of config.yaml; also `trained_share`, the share of tokens with a label.
     """
     values = DEFAULTS | values
-    length, several = values["max_length"], values["gradient_accumulation_steps"] > 1
+    length = values["max_length"]
     sizes = {
         "1": 1,
         "batch": values["per_device_train_batch_size"],
@@ -96,28 +96,24 @@ def memory(count: dict, values: dict) -> Memory:
     def total(by_growth: dict[str, float]) -> float:
         return sum(n * prod(sizes[name] for name in key.split("*")) for key, n in by_growth.items())
 
-    optimizer = count["optimizers"][values["optim"] if values["optim"] != "auto" else FUSED]
+    optimizer = count["optimizers"][FUSED if values["optim"] == AUTO else values["optim"]]
     steps = count["checkpointing" if values["activation_checkpointing"] else "no checkpointing"]
     step = steps[max((low for low in steps if int(low) < length), key=int)]
     always = {**count["always"], "optimizer state": optimizer["state"]}
     peaks = []
     for place in [*optimizer["step"], *step]:
-        held = dict(place["parts"])
-        if several or place in optimizer["step"]:  # there are all gradients, of batches before
-            held["gradients"] = count["gradients"]
+        held = place["parts"]
+        # there are all gradients, of batches before
+        if values["gradient_accumulation_steps"] > 1 or place in optimizer["step"]:
+            held = held | {"gradients": count["gradients"]}
         parts = Counter({"buffers": WORKSPACE})
         for name, by_growth in [*always.items(), *held.items()]:
             parts[name] += round(total(by_growth))
         peaks.append((parts.total(), place["at"], parts))
     peak, peak_at, parts = max(peaks, key=itemgetter(0))
-    return Memory(
-        parts={name: size for name, size in parts.items() if size},
-        peak=peak,
-        peak_at=peak_at,
-        parameters=count["parameters"],
-        trainable=round(total(count["trainable"])),
-        quantized=count["quantized"],
-    )
+    parts = {name: size for name, size in parts.items() if size}
+    trainable = round(total(count["trainable"]))
+    return Memory(parts, peak, peak_at, count["parameters"], trainable, count["quantized"])
 
 
 def count_for(overrides: list[str]) -> dict:
@@ -143,16 +139,18 @@ def count_for(overrides: list[str]) -> dict:
     if run.returncode:
         raise NoCount((run.stderr.strip().splitlines() or ["The count was killed."])[-1])
     made = json.loads(run.stdout.splitlines()[-1])
-    made["optimizers"] = found["optimizers"] | made["optimizers"]
+    made["optimizers"] |= found["optimizers"]
     keep({**counts, key: made})
     return made
 
 
 def optimizers(values: dict) -> list[str]:
     """Those to count: the one that config.yaml names, or those that `auto` takes."""
-    adapter = "r" in values  # whose state is too small for 8 bits to help
-    choice = [FUSED] if adapter else [FUSED, PAGED]
-    return choice if values.get("optim", FUSED) == "auto" else [values.get("optim", FUSED)]
+    optim = values.get("optim", AUTO)
+    if optim != AUTO:
+        return [optim]
+    # an adapter's state is too small for the 8-bit optimizer to help
+    return [FUSED] if "r" in values else [FUSED, PAGED]
 
 
 def keep(counts: dict[str, dict]) -> None:
