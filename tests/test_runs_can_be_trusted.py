@@ -566,6 +566,14 @@ def test_a_mistake_ends_in_one_sentence(project, options, sentence):
     assert not (project / "wrong/final").exists()
 
 
+def test_half_a_download_of_the_base_model_ends_in_one_sentence(project):
+    shutil.copytree(project / "twin", project / "half")
+    damage(project / "half/model.safetensors", "half")
+    options = [*SMALL, "--output_dir=wrong", "--base_model_path=half"]
+    said = in_project(project, what_is_said, options)
+    assert said.startswith("base_model_path 'half' cannot be loaded: ") and "\n" not in said
+
+
 def what_is_said(options: list) -> str:
     import train
 

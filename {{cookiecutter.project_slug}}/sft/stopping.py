@@ -35,8 +35,7 @@ class Stopping(TrainerCallback):
     received, _bad_gradients = False, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        names = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows lacks the last
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        numbers = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGUSR1")]
         self._before = {number: signal.signal(number, self._receive) for number in numbers}
 
     def on_train_end(self, args, state, control, **kwargs):
