@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo quick test lint lowest mutants memory reading clean
+.PHONY: demo quick test crash lint lowest mutants memory reading clean
 
 demo: $(VENV)/installed
 	@rm -rf demo && mkdir demo
@@ -24,6 +24,10 @@ test: $(VENV)/installed lint
 
 quick: $(VENV)/installed lint
 	$(BIN)/python tests/matrix.py --pairwise
+
+# runs killed at random moments, checkpoints damaged: each ends as if nothing was; five minutes
+crash: $(VENV)/installed
+	$(BIN)/python tests/crash.py
 
 # the smoke run with the lowest versions that a project asks for, in an environment of its own
 lowest: $(VENV)/installed

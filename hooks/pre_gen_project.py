@@ -27,9 +27,14 @@ def refusal(answers):
     )
 
 
+def template_of(answers):
+    """Its folder: `cookiecutter .` is relative to where it was started, and hooks run elsewhere."""
+    return Path(os.environ.get("PWD", ""), answers["_repo_dir"]) if "_repo_dir" in answers else Path()
+
+
 def unknown_answer(answers):
     """A replayed answer may be one that is not offered any more; cookiecutter does not look."""
-    menus = Path(answers.get("_repo_dir", "."), "cookiecutter.json")
+    menus = template_of(answers) / "cookiecutter.json"
     if not menus.is_file():
         return None  # an updater renders from a copy, after cookiecutter itself has compared
     for name, offered in json.loads(menus.read_text(encoding="utf-8")).items():
@@ -49,7 +54,7 @@ def bad_slug(slug):
 
 def name_of_a_dependency(answers):
     """pip takes a project of that name for the dependency, and finds that it needs itself."""
-    template = Path(answers.get("_repo_dir", "."))
+    template = template_of(answers)
     files = [*template.glob("constraints.txt"), *template.glob("*/pyproject.toml")]
     lines = "\n".join(file.read_text(encoding="utf-8") for file in files)
     # "datasets>=5.2,<6" of the one, datasets==5.2.0 of the other

@@ -51,6 +51,15 @@ def test_refused(bake, tmp_path, capfd, answers, sentence):
         assert sentence in said[0]
 
 
+def test_a_dependency_is_known_to_a_template_that_is_given_as_a_dot(tmp_path):
+    command = f"'{sys.executable}' -m cookiecutter . --no-input -o '{tmp_path}' project_slug=peft"
+    command = ["sh", "-c", f"cd '{TEMPLATE}' && {command}"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert run.stderr.startswith("Refused: project_slug 'peft' is the name of a package")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("menu", MENUS)
 def test_an_answer_that_is_not_offered_is_refused(bake, menu):
     result = bake(**{menu: "no such answer"})

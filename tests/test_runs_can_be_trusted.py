@@ -309,16 +309,10 @@ def decide(cases: list[tuple[list, str, str]]) -> list[str]:
     for options, name, how in cases:
         file = Path(name or "train.py")
         before, rows = file.read_bytes(), dict(examples)
-        if how == "missing":
-            file.unlink()
-        elif how == "half":
-            file.write_bytes(before[: len(before) // 2])
-        elif how == "a bit":
-            file.write_bytes(before[:-9] + bytes([before[-9] ^ 1]) + before[-8:])
-        elif how == "other rows":
+        if how == "other rows":
             rows["train"] = rows["train"].select(range(1, 16))
         elif how is not None:
-            file.write_text(how)
+            damage(file, how)
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             try:
@@ -335,19 +329,43 @@ def decide(cases: list[tuple[list, str, str]]) -> list[str]:
 
 SAVED = """adapter_model.safetensors adapter_config.json optimizer.pt scheduler.pt rng_state.pth
 trainer_state.json manifest.json""".split()
+HOW = ("missing", "", "half", "a bit", "{}")
+DAMAGES = [(name, how) for name in SAVED for how in HOW]
+
+
+def damage(file: Path, how: str) -> None:
+    held = file.read_bytes()
+    if how == "missing":
+        file.unlink()
+    elif how == "half":
+        file.write_bytes(held[: len(held) // 2])
+    elif how == "a bit":
+        file.write_bytes(held[:-9] + bytes([held[-9] ^ 1]) + held[-8:])
+    else:
+        file.write_text(how)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(project, killed):
     (killed / "checkpoint-best").mkdir(exist_ok=True)  # a user's own
     (killed / "checkpoint-7").mkdir(exist_ok=True)
-    damages = [(name, how) for name in SAVED for how in ("missing", "", "half", "a bit", "{}")]
-    cases = [([], f"killed/checkpoint-6/{name}", how) for name, how in damages]
+    cases = [([], f"killed/checkpoint-6/{name}", how) for name, how in DAMAGES]
     for said, (_, name, how) in zip(in_project(project, decide, cases), cases, strict=True):
         assert "checkpoint-7 is passed over: manifest.json is missing" in said
         named = Path(name).name if how != "a bit" else ""  # the manifest's own bit is any file's
         assert f"checkpoint-6 is passed over: {named}" in said, (name, how, said)
         assert said.endswith("resumes killed/checkpoint-3"), (name, how, said)
     (killed / "checkpoint-7").rmdir()
+
+
+def test_a_damaged_best_model_is_not_forgotten(project):
+    """transformers would go on, and end with the last model in its place."""
+    best = ["--load_best_model_at_end=true", "--eval_steps=3", "--greater_is_better=true"]
+    with pytest.raises(AssertionError, match="exit code -9"):  # the loss falls: step 3 is "best"
+        in_project(project, run, [*SMALL, *best, "--output_dir=best"], 8)
+    case = ([*best, "--output_dir=best"], "best/checkpoint-3/adapter_model.safetensors", "missing")
+    (said,) = in_project(project, decide, [case])
+    assert "checkpoint-6 is passed over: the best model so far, best/checkpoint-3, is" in said
+    assert said.endswith("resumes None")
 
 
 ANOTHER = {  # options, a file, what becomes of it -> what is named
@@ -495,6 +513,33 @@ def test_the_merged_folder_is_the_adapted_model(bake, quantization):
     assert seen["eos"] == [2]
 
 
+def kill_merge() -> None:
+    import merge
+
+    run([*SMALL, "--max_steps=1", "--output_dir=stopped"])
+    merge.share_files = lambda _: signal.raise_signal(signal.SIGKILL)  # when all is written
+    merge.main(["--output_dir=stopped"])
+
+
+def merge_twice() -> str:
+    import merge
+
+    merge.main(["--output_dir=stopped"])
+    with pytest.raises(SystemExit) as refused:
+        merge.main(["--output_dir=stopped"])
+    return str(refused.value)
+
+
+def test_a_merged_folder_is_whole_or_not_there(project):
+    with pytest.raises(AssertionError, match="exit code -9"):
+        in_project(project, kill_merge)
+    assert not (project / "stopped/merged").exists()
+    assert "stopped/merged is there already; delete it" in in_project(project, merge_twice)
+    assert "loads by itself in transformers 5" in (project / "log").read_text()
+    merged = {path.name for path in (project / "stopped").glob("merged*")}
+    assert merged == {"merged"}
+
+
 WRONG = {
     "a misspelt LoRA target": (["--target_modules", "q_proj", "gate_porj"], "gate_porj is in no"),
     "a target beside the blocks": (["--target_modules", "lm_head"], "lm_head is in no"),
@@ -519,6 +564,14 @@ def test_a_mistake_ends_in_one_sentence(project, options, sentence):
     said = in_project(project, what_is_said, [*SMALL, "--output_dir=wrong", *options])
     assert sentence in said and len(said.splitlines()) == 1
     assert not (project / "wrong/final").exists()
+
+
+def test_half_a_download_of_the_base_model_ends_in_one_sentence(project):
+    shutil.copytree(project / "twin", project / "half")
+    damage(project / "half/model.safetensors", "half")
+    options = [*SMALL, "--output_dir=wrong", "--base_model_path=half"]
+    said = in_project(project, what_is_said, options)
+    assert said.startswith("base_model_path 'half' cannot be loaded: ") and "\n" not in said
 
 
 def what_is_said(options: list) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from datasets import Dataset, Features, Value
@@ -15,9 +16,10 @@ CACHE = Path(HF_DATASETS_CACHE, f"{ROOT.name}-{Hasher.hash(str(ROOT))[:8]}")
 
 
 def hash_file(file: Path) -> str:
-    """The SHA-256 of what a file holds."""
-    with file.open("rb") as opened:
+    """The SHA-256 of what a file holds, or "" if it cannot be read."""
+    with suppress(OSError), file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+    return ""
 
 
 def fingerprint(*contents: object) -> str:

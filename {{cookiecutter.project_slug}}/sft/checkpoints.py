@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
 from sft.cache import hash_file
 from sft.config import ROOT, ProjectArguments, say
+from sft.model import load
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
 LOCKS: list[FileLock] = []  # held until the process ends, in whatever way
@@ -39,16 +40,13 @@ def describe_run(
     values["world_size"] = training_args.world_size
     run = {key: value for key, value in values.items() if not key.startswith(harmless)}
     for file in (ROOT / "train.py", *ROOT.glob("sft/**/*.py")):
-        run[file.relative_to(ROOT).as_posix()] = _hash(file)
+        run[file.relative_to(ROOT).as_posix()] = hash_file(file)
     base = Path(args.base_model_path)
-    if base.is_dir():
-        for file in base.iterdir():
-            if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
-                run[f"the base model's {file.name}"] = _hash(file)
-    else:
-        config = AutoConfig.from_pretrained(
-            args.base_model_path, revision=args.revision, trust_remote_code=False
-        )
+    for file in base.glob("*"):
+        if file.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+            run[f"the base model's {file.name}"] = hash_file(file)
+    if not base.is_dir():
+        config = load(AutoConfig, args.base_model_path, revision=args.revision)
         run["the base model's commit"] = config._commit_hash
     for split, rows in examples.items():
         digest = hashlib.sha256()
@@ -82,6 +80,8 @@ def checkpoint_to_resume(
         shutil.rmtree(output_dir / "final.unfinished", ignore_errors=True)
     final = output_dir / "final"
     if final.exists():
+        if damage := _damage(final):
+            raise SystemExit(f"{final}: {damage}. Delete it; the same command makes it again.")
         _refuse_another_run(final, run, args.accept_changed_code)
         say(f"{output_dir} holds a finished run (python chat.py); give a new one its --output_dir.")
         raise SystemExit(0)
@@ -91,11 +91,15 @@ def checkpoint_to_resume(
         if not damage:
             _refuse_another_run(folder, run, args.accept_changed_code)
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            if state["global_step"] < state["max_steps"]:
+            best = training_args.load_best_model_at_end and state["best_model_checkpoint"]
+            if state["global_step"] >= state["max_steps"]:
+                # from its last step the Trainer would take one more: a few are repeated
+                damage = "it is of the last step"
+            elif best and _damage(Path(best)):
+                damage = f"the best model so far, {best}, is damaged"
+            else:
                 say(f"Going on from {folder}.")
                 return str(folder)
-            # from its last step the Trainer would take one more: a few are repeated
-            damage = "it is of the last step"
         say(f"{folder} is passed over: {damage}.")
     if given:
         raise SystemExit(f"resume_from_checkpoint {given!r} is no checkpoint to go on from.")
@@ -107,7 +111,7 @@ def checkpoint_to_resume(
 def seal(folder: Path, run: dict | None) -> None:
     """Write the manifest of a folder in which all else is saved; a kill leaves none or all."""
     files = [file for file in folder.rglob("*") if file.is_file() and MANIFEST not in file.name]
-    hashes = {file.relative_to(folder).as_posix(): _hash(file) for file in sorted(files)}
+    hashes = {file.relative_to(folder).as_posix(): hash_file(file) for file in sorted(files)}
     new = folder / f"{MANIFEST}.new"
     new.write_text(json.dumps({"run": run, "files": hashes}, indent=2), encoding="utf-8")
     os.replace(new, folder / MANIFEST)
@@ -117,15 +121,13 @@ def share_files(folder: Path) -> None:
     """Give each file in `folder` the mode that the umask says; safetensors writes for one user."""
     umask = os.umask(0)
     os.umask(umask)
-    for file in folder.iterdir():
-        if file.is_file():
-            file.chmod(0o666 & ~umask)
+    for file in filter(Path.is_file, folder.iterdir()):
+        file.chmod(0o666 & ~umask)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The folders of checkpoints, by step; a user's own checkpoint-best is none."""
-    found = [folder for folder in output_dir.glob("checkpoint-*") if _step(folder)]
-    return sorted(found, key=_step)
+    return sorted(filter(_step, output_dir.glob("checkpoint-*")), key=_step)
 
 
 def delete_older(newest: Path, best: str | None, limit: int | None) -> None:
@@ -141,8 +143,7 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
     # each holds the trained parameters, and two numbers of optimizer state for each of them
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     kept = (training_args.save_total_limit or 2) + 1  # a new one is written before an old one goes
-    there = len(checkpoints(Path(training_args.output_dir)))
-    needed = 3 * trained * max(kept - there, 1)
+    needed = 3 * trained * max(kept - len(checkpoints(Path(training_args.output_dir))), 1)
     free = shutil.disk_usage(training_args.output_dir).free
     if free < needed:
         raise SystemExit(
@@ -180,14 +181,8 @@ def _damage(folder: Path) -> str:
     hashes = _manifest(folder).get("files")
     if not hashes:
         return f"{MANIFEST} is missing or damaged, as after a kill while saving"
-    broken = [name for name, found in hashes.items() if _hash(folder / name) != found]
+    broken = [name for name, found in hashes.items() if hash_file(folder / name) != found]
     return f"{broken[0]} is missing or damaged" if broken else ""
-
-
-def _hash(file: Path) -> str:
-    with suppress(OSError):  # it is missing
-        return hash_file(file)
-    return ""
 
 
 def _step(checkpoint: Path) -> int:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -51,10 +52,10 @@ def load_whole(path: str, args: ProjectArguments, **kwargs) -> PreTrainedModel:
 
 
 def load(kind: type, path: str, **kwargs) -> Any:
-    """`kind.from_pretrained`; a wrong path or a gated model ends in a sentence, not a traceback."""
+    """`kind.from_pretrained`; a wrong path, half a file or a gated model ends in one sentence."""
     try:
         return kind.from_pretrained(path, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         why = str(error).strip().splitlines()[0]
         if isinstance(error, OSError):
             why += (

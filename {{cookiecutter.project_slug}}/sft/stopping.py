@@ -35,8 +35,7 @@ class Stopping(TrainerCallback):
     received, _bad_gradients = False, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        names = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows lacks the last
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        numbers = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGUSR1")]
         self._before = {number: signal.signal(number, self._receive) for number in numbers}
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -54,8 +53,7 @@ class Stopping(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "grad_norm" in logs:
-            is_bad = not math.isfinite(logs["grad_norm"])
-            self._bad_gradients = self._bad_gradients + 1 if is_bad else 0
+            self._bad_gradients = 0 if math.isfinite(logs["grad_norm"]) else self._bad_gradients + 1
         losses = [logs[key] for key in ("loss", "eval_loss", "train_loss") if key in logs]
         # float16's scale starts at 2**16, is halved at each bad gradient, and that step is skipped
         skipped = 20 if args.fp16 else 0
