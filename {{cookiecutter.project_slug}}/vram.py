@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sft.config import harmless, parse, read_values, run
-from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, NoCount, count_for, memory
+from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, NoCount, count_for, memory, read_config
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB
 NAMED = {  # GB that are there to use
@@ -65,6 +65,10 @@ class Step:
     def __init__(self, overrides: list[str], trained_share: float = 0.25):
         self.count = count_for(overrides)
         self.settings = DEFAULTS | read_values(overrides) | {"trained_share": trained_share}
+        shape = read_config(self.settings)
+        positions = (shape.get("text_config") or shape).get("max_position_embeddings")
+        if positions and self.settings[LENGTH] > positions:
+            raise SystemExit(f"The model knows {positions:,} positions: lower max_length.")
 
     def memory(self, **changes) -> Memory:
         """What it takes with these settings changed."""

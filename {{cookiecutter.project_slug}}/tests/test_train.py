@@ -25,8 +25,3 @@ def test_what_is_saved_knows_where_a_turn_ends(final):
     assert settings["eos_token_id"]
     template = (final / "chat_template.jinja").read_text(encoding="utf-8")
     assert "assistant" in template
-
-
-def test_a_key_that_does_not_exist_is_refused_with_the_nearest():
-    with pytest.raises(SystemExit, match="learning_rate"):
-        train.main(["--learning_rat", "1e-4"])
