@@ -219,8 +219,8 @@ OPTIONS = [
 ]
 LEFT_OUT = {
     "each run here has it": "output_dir use_cpu",
-    "uploads": """push_to_hub hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
-        trackio_space_id trackio_bucket_id trackio_static_space_id""",
+    "uploads": """push_to_hub hub_private_repo hub_model_id hub_strategy hub_always_push
+        hub_revision trackio_space_id trackio_bucket_id trackio_static_space_id""",
     "names in a tracker": "run_name project",
     "several processes or machines": """average_tokens_across_devices ddp_backend ddp_timeout
         fsdp_config local_rank log_level_replica log_on_each_node save_on_each_node""",
@@ -357,7 +357,7 @@ def make_attempt():
         run.loss = [entry["loss"] for entry in log if "loss" in entry]
         trained = [p for p in trainer.model.parameters() if p.requires_grad]
         run.weights = [hashlib.sha256(p.detach().numpy().tobytes()).digest() for p in trained]
-        run.files = sorted(path.as_posix() for path in Path("run").rglob("*"))
+        run.files = sorted(path.as_posix() for path in Path("run").rglob("[!.]*"))
         run.callbacks = [type(one).__name__ for one in trainer.callback_handler.callbacks]
         run.best = (trainer.state.best_metric, trainer.state.best_model_checkpoint)
         return run
