@@ -237,7 +237,7 @@ def test_evaluations_that_get_no_better_end_a_run_as_finished(project):
     options = [*SMALL, *NO_BETTER, "--early_stopping_patience=1", "--output_dir=early"]
     first = in_project(project, run, options)
     assert first["steps taken"] == [1, 2, 3, 4, 5, 6]
-    assert "No better in 1 evaluations: finished" in (project / "log").read_text()
+    assert "Finished at step 6 of 12: evaluations got no better" in (project / "log").read_text()
     with pytest.raises(AssertionError, match="SystemExit: 0"):
         in_project(project, run, options)
     with pytest.raises(AssertionError, match="early_stopping_patience was 1, and now it is 2"):

@@ -89,6 +89,7 @@ ARRIVE = {
     "--logging_first_step": ("logging_first_step", True),
     "--remove_unused_columns=no": ("remove_unused_columns", False),
     "--run_name 007": ("run_name", "007"),
+    "--run_name=gradient_checkpointing": ("run_name", "gradient_checkpointing"),
     "--run_name=null": ("run_name", "null"),
     "--system_prompt=--no: [yes": ("system_prompt", "--no: [yes"),
     "--system_prompt= a # b ": ("system_prompt", " a # b "),

@@ -6,7 +6,6 @@ python train.py --learning_rate 1e-4    any key of config.yaml, for this run alo
   --smoke    the whole path with a tiny random twin of the model, offline, on the CPU
 """
 
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 import chat
 import vram
-from sft.adapter import add_adapter, check_adapter
+from sft.adapter import add_adapter
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say, typed_values
@@ -35,7 +34,6 @@ def main(argv: list[str]) -> Path:
     if options.smoke:
         overrides = smoke_overrides(overrides)
     args, training_args = load_config(overrides, choose)
-    check_adapter(args)
     check_settings(training_args)
     embeddings = check_model(args)
     set_seed(training_args.seed)
@@ -81,19 +79,11 @@ def main(argv: list[str]) -> Path:
         text_config = model.config.get_text_config()
         text_config.use_cache = False  # the cache is for generating
         trainer.train(resume_from_checkpoint=checkpoint)
-        step, last = trainer.state.global_step, trainer.state.max_steps
-        if trainer.stopping.received and step < last:
-            raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
-        if step < last:
-            say(f"   No better in {args.early_stopping_patience} evaluations: finished.")
+        trainer.stopping.say_why(trainer.state)
         if "evaluation" in examples:
             trainer.evaluate()
     except torch.OutOfMemoryError:
-        chosen = [f"--card={find_card().gib:.1f}", f"--optim={training_args.optim.value}"]
-        chosen += [f"--activation_checkpointing={training_args.activation_checkpointing}"]
-        with suppress(SystemExit):  # its step cannot be counted
-            vram.main([*overrides, *chosen])
-        raise SystemExit("Out of memory. Other values need another --output_dir.") from None
+        raise SystemExit(vram.advise(training_args, overrides, find_card().gib)) from None
     text_config.use_cache = True
 
     final = Path(training_args.output_dir) / "final"

@@ -16,7 +16,9 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -57,6 +59,14 @@ def main(argv: list[str]) -> None:
         print_max(step, cards)
     else:
         print_all(step, cards)
+
+
+def advise(args: Any, overrides: list[str], card: float) -> str:
+    """Print what would have fitted; returns a run's last sentence. `args`: `TrainingArguments`."""
+    chosen = [f"--activation_checkpointing={args.activation_checkpointing}"]
+    with suppress(SystemExit):  # its step cannot be counted
+        main([f"--card={card:.1f}", *overrides, *chosen, f"--optim={args.optim.value}"])
+    return "Out of memory; with other values it is another run, in its own --output_dir."
 
 
 class Step:

@@ -244,7 +244,8 @@ def _words(argv: list[str], options: Iterable[str] = ()) -> dict[str, str | list
     texts, key = {}, None
     for word in argv:
         if word.startswith("--"):
-            key, is_given, value = word[2:].replace(OLD, NEW).partition("=")
+            key, is_given, value = word[2:].partition("=")
+            key = key.replace(OLD, NEW)
             texts[key] = [value] if is_given else []
         elif key is None:
             raise SystemExit(f"{word!r} belongs to no key; write --key=value.")

@@ -6,7 +6,9 @@ import signal
 import time
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+
+from sft.config import say
 
 
 class Stopping(TrainerCallback):
@@ -37,6 +39,14 @@ class Stopping(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         """Only now, for a checkpoint that says stop is of a run that is at its end."""
         control.should_training_stop |= self.received
+
+    def say_why(self, state: TrainerState) -> None:
+        """Exit where a signal stopped the run; evaluations that got no better have finished it."""
+        step, last = state.global_step, state.max_steps
+        if step < last and self.received:
+            raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
+        if step < last:
+            say(f"   Finished at step {step} of {last}: evaluations got no better.")
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "grad_norm" in logs:
