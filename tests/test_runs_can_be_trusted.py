@@ -229,6 +229,64 @@ def test_a_second_signal_ends_the_run_at_once_but_not_torchruns_copy_of_the_firs
     assert "still here" in (project / "log").read_text()
 
 
+# what is evaluated falls, and higher counts as better: only the first evaluation, at step 3, is
+NO_BETTER = ["--eval_steps=3", "--load_best_model_at_end=true", "--greater_is_better=true"]
+
+
+def test_evaluations_that_get_no_better_end_a_run_as_finished(project):
+    options = [*SMALL, *NO_BETTER, "--early_stopping_patience=1", "--output_dir=early"]
+    first = in_project(project, run, options)
+    assert first["steps taken"] == [1, 2, 3, 4, 5, 6]
+    assert "Finished at step 6 of 12: evaluations got no better" in (project / "log").read_text()
+    with pytest.raises(AssertionError, match="SystemExit: 0"):
+        in_project(project, run, options)
+    with pytest.raises(AssertionError, match="early_stopping_patience was 1, and now it is 2"):
+        in_project(project, run, [*options, "--early_stopping_patience=2"])
+    shutil.rmtree(project / "early/final")  # killed before it was written
+    again = in_project(project, run, options)
+    assert again["steps taken"] == [4, 5, 6]
+    assert again["losses"] == pytest.approx(first["losses"], rel=1e-6)
+    assert again["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
+
+
+def test_a_killed_run_goes_on_counting_evaluations_that_got_no_better(project):
+    options = [*SMALL, *NO_BETTER, "--early_stopping_patience=2", "--output_dir=counting"]
+    with pytest.raises(AssertionError, match="exit code -9"):
+        in_project(project, run, options, 8)
+    assert in_project(project, run, options)["steps taken"] == [7, 8, 9]
+
+
+def run_out_of_memory(options: list, gib: float) -> tuple[str, str]:
+    """What is printed, and the last sentence, where a step needs more than the card has."""
+    import contextlib
+    import io
+
+    import torch
+
+    import train
+    from sft.machine import Card
+
+    class Trainer(train.Trainer):
+        def training_step(self, *args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    train.Trainer = Trainer
+    train.find_card = lambda: Card(name="T4", gib=gib, bf16=False, tf32=False)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        last = what_is_said(options)
+    return printed.getvalue(), last
+
+
+def test_out_of_memory_ends_with_what_helps_on_that_card(project):
+    options = [*SMALL, "--output_dir=full", "--activation_checkpointing=false"]
+    printed, last = in_project(project, run_out_of_memory, options, 0.4)
+    assert "With these settings a card of" in printed and "won't" in printed
+    assert "What would help to fit 0.4 GB" in printed
+    assert "activation_checkpointing: true" in printed and "max_length: 512" in printed
+    assert last.startswith("Out of memory") and len(last.splitlines()) == 1
+    assert not (project / "full/final").exists()
+
+
 def rotate() -> list[str]:
     from sft.checkpoints import delete_older
 
@@ -555,6 +613,10 @@ WRONG = {
         ["--save_strategy=best", "--metric_for_best_model=loss", "--eval_strategy=no"],
         "save_strategy needs an",
     ),
+    "early stopping without the best": (
+        ["--early_stopping_patience=3"],
+        "early_stopping_patience needs load_best_model_at_end",
+    ),
     "no column": (["--prompt_template={question}"], "no column 'question'"),
 }
 
@@ -572,6 +634,14 @@ def test_half_a_download_of_the_base_model_ends_in_one_sentence(project):
     options = [*SMALL, "--output_dir=wrong", "--base_model_path=half"]
     said = in_project(project, what_is_said, options)
     assert said.startswith("base_model_path 'half' cannot be loaded: ") and "\n" not in said
+
+
+def test_a_lora_target_that_the_model_lacks_is_found_before_weights_are_read(project):
+    shutil.copytree(project / "twin", project / "bare")
+    (project / "bare/model.safetensors").unlink()
+    options = [*SMALL, "--base_model_path=bare", "--target_modules", "q_proj", "gate_porj"]
+    said = in_project(project, what_is_said, [*options, "--dataset=nowhere.jsonl"])
+    assert "gate_porj is in no block of this model; it has" in said
 
 
 def what_is_said(options: list) -> str:

@@ -51,6 +51,19 @@ def test_a_base_that_does_not_suit_is_refused(project, config, options, sentence
     assert sentence in said and "licence" not in said and len(said.splitlines()) == 1, said
 
 
+def says(script: str, words: list[str]) -> str:
+    with pytest.raises(SystemExit) as refused:
+        __import__(script).main(words)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("script", ["train", "preview", "vram"])
+def test_no_script_takes_rows_that_are_longer_than_the_model_knows(project, script):
+    options = base(project, f"short-{script}", max_position_embeddings=64)
+    said = in_project(project, says, script, options)
+    assert "knows 64 positions" in said and len(said.splitlines()) == 1
+
+
 def test_an_adapter_is_no_base(project):
     options = base(project, "adapted")
     (project / "adapted/adapter_config.json").write_text("{}")
@@ -77,6 +90,11 @@ SETTINGS = {
     "--gradient_accumulation_steps 0": "gradient_accumulation_steps must be above 0",
     "--max_steps 0": "max_steps must be above 0",
     "--num_train_epochs 0": "num_train_epochs must be above 0",
+    "--max_steps=-2": "max_steps must be above 0",
+    "--eval_steps 0": "eval_steps must be above 0",
+    "--save_total_limit 0": "save_total_limit must be above 0",
+    "--early_stopping_patience -1": "early_stopping_patience must be 0 or above",
+    "--optim galore_adamw --optim_target_modules all-linear": "galore",
     "--learning_rate nan": "learning_rate must be a number",
     "--weight_decay=.nan": "weight_decay must be a number",
     "--learning_rate -1": "Invalid learning rate: -1",

@@ -10,6 +10,7 @@ No model is loaded. The examples are cached: training takes them from there.
 """
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sft.examples import encode_rows
 from sft.files import plain_row
 from sft.mask_view import console, pieces, share, show
 from sft.model import load_tokenizer
+from sft.preflight import check_model
 from sft.report import show_rows
 from sft.row_report import RowReport
 from sft.rows import load_rows
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> Path:
     args, training_args = load_config(overrides)
     if options.clean:
         clean_cache()
+    check_model(replace(args, attn_implementation="eager"))  # the GPU's may be missing here
     rows = load_rows(args)["train"]
     tokenizer = load_tokenizer(args.base_model_path, args.revision)
     encoded = encode_rows(rows, tokenizer, args)

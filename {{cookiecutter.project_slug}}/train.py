@@ -9,13 +9,14 @@ python train.py --learning_rate 1e-4    any key of config.yaml, for this run alo
 from pathlib import Path
 
 import torch
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 import chat
-from sft.adapter import add_adapter, check_adapter
+import vram
+from sft.adapter import add_adapter
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
-from sft.config import load_config, parse, run, say
+from sft.config import load_config, parse, run, say, typed_values
 from sft.examples import make_examples
 from sft.machine import choose, find_card
 from sft.model import load_model, load_tokenizer
@@ -23,7 +24,6 @@ from sft.preflight import check_model, check_settings, check_tokens
 from sft.report import plot_loss, show_rows, show_summary
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
-from sft.stopping import check_evaluation
 from sft.trainer import Trainer
 from sft.twin import smoke_overrides
 
@@ -34,7 +34,6 @@ def main(argv: list[str]) -> Path:
     if options.smoke:
         overrides = smoke_overrides(overrides)
     args, training_args = load_config(overrides, choose)
-    check_adapter(args)
     check_settings(training_args)
     embeddings = check_model(args)
     set_seed(training_args.seed)
@@ -47,43 +46,44 @@ def main(argv: list[str]) -> Path:
         tokenizer = load_tokenizer(args.base_model_path, args.revision)
         examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
-    check_evaluation(training_args, examples)
+    if "evaluation" not in examples:
+        training_args.eval_strategy = "no"
+        typed_values([*overrides, "--eval_strategy=no"])  # exits where a setting needs one
     check_tokens(examples, tokenizer, embeddings)
     this_run = describe_run(training_args, args, examples)
     checkpoint = checkpoint_to_resume(training_args, args, this_run)
 
-    say(f"3. Load the base model, {args.base_model_path}")
-    model = load_model(args)
-
-    say("4. Choose what is trained")
-    model = add_adapter(model, args)
-    say(f"   {model.num_parameters(only_trainable=True):,} parameters are trained")
-
-    say("5. Make the Trainer")
-    trainer = Trainer(
-        model=model,
-        args=training_args,
-        train_dataset=examples["train"],
-        eval_dataset=examples.get("evaluation"),
-        data_collator=get_collator(tokenizer, model),
-        processing_class=tokenizer,
-    )
-    trainer.run = this_run
-
-    say("6. Train")
-    check_disk(model, training_args)
-    text_config = model.config.get_text_config()
-    text_config.use_cache = False  # the cache is for generating
     try:
+        say(f"3. Load the base model, {args.base_model_path}")
+        model = load_model(args)
+
+        say("4. Choose what is trained")
+        model = add_adapter(model, args)
+        say(f"   {model.num_parameters(only_trainable=True):,} parameters are trained")
+
+        say("5. Make the Trainer")
+        trainer = Trainer(
+            model=model,
+            args=training_args,
+            train_dataset=examples["train"],
+            eval_dataset=examples.get("evaluation"),
+            data_collator=get_collator(tokenizer, model),
+            processing_class=tokenizer,
+        )
+        trainer.run = this_run
+        if args.early_stopping_patience:
+            trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+
+        say("6. Train")
+        check_disk(model, training_args)
+        text_config = model.config.get_text_config()
+        text_config.use_cache = False  # the cache is for generating
         trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.stopping.say_why(trainer.state)
+        if "evaluation" in examples:
+            trainer.evaluate()
     except torch.OutOfMemoryError:
-        card = f"--card {find_card().gib:.0f}"
-        raise SystemExit(f"Out of memory; python vram.py {card} says what helps.") from None
-    step, last = trainer.state.global_step, trainer.state.max_steps
-    if trainer.stopping.received and step < last:
-        raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
-    if "evaluation" in examples:
-        trainer.evaluate()
+        raise SystemExit(vram.advise(training_args, overrides, find_card().gib)) from None
     text_config.use_cache = True
 
     final = Path(training_args.output_dir) / "final"

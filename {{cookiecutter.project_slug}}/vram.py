@@ -16,14 +16,16 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sft.config import AUTO, harmless, parse, read_values, run
-from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, count_for, memory
+from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, count_for, memory, read_config
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB
 NAMED = {  # GB that are there to use
@@ -52,12 +54,24 @@ def main(argv: list[str]) -> None:
         print_all(step, cards)
 
 
+def advise(args: Any, overrides: list[str], card: float) -> str:
+    """Print what would have fitted; returns a run's last sentence. `args`: `TrainingArguments`."""
+    chosen = [f"--activation_checkpointing={args.activation_checkpointing}"]
+    with suppress(SystemExit):  # its step cannot be counted
+        main([f"--card={card:.1f}", *overrides, *chosen, f"--optim={args.optim.value}"])
+    return "Out of memory; with other values it is another run, in its own --output_dir."
+
+
 class Step:
     """One training step, with settings that can be changed."""
 
     def __init__(self, overrides: list[str], trained_share: float = 0.25):
         self.count = count_for(overrides)
         self.settings = DEFAULTS | read_values(overrides) | {"trained_share": trained_share}
+        shape = read_config(self.settings)
+        positions = (shape.get("text_config") or shape).get("max_position_embeddings")
+        if positions and self.settings[LENGTH] > positions:
+            raise SystemExit(f"The model knows {positions:,} positions: lower max_length.")
 
     def memory(self, **changes) -> Memory:
         """What it takes with these settings changed."""

@@ -79,4 +79,5 @@ class PaddingFreeCollator(DataCollatorWithFlattening):
         """An order of the Trainer's rows for its steps and batches."""
         args, lengths = trainer.args, column(trainer.train_dataset, "length")
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return EvenSampler(lengths, step, args.train_batch_size, args.seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return EvenSampler(lengths, step, args.train_batch_size, seed)

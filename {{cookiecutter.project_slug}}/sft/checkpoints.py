@@ -67,8 +67,6 @@ def checkpoint_to_resume(
     Exits where `output_dir` holds another run, or one that is finished or at work.
     """
     output_dir, given = Path(training_args.output_dir), training_args.resume_from_checkpoint
-    if training_args.save_only_model:
-        raise SystemExit("save_only_model leaves nothing to resume from; remove it.")
     if training_args.process_index == 0:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -92,7 +90,7 @@ def checkpoint_to_resume(
             _refuse_another_run(folder, run, args.accept_changed_code)
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
             best = training_args.load_best_model_at_end and state["best_model_checkpoint"]
-            if state["global_step"] >= state["max_steps"]:
+            if state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
                 # from its last step the Trainer would take one more: a few are repeated
                 damage = "it is of the last step"
             elif best and _damage(Path(best)):

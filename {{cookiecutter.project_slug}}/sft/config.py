@@ -32,8 +32,35 @@ HELP = """
 Each key of config.yaml is an option as well, for one run: --max_length 2048, --report_to=none.
 So is any other field of transformers.TrainingArguments.
 """
-POSITIVE = ["per_device_train_batch_size", "per_device_eval_batch_size", "save_steps", "max_steps"]
-POSITIVE += ["gradient_accumulation_steps", "num_train_epochs"]
+OLD, NEW = "gradient_checkpointing", "activation_checkpointing"  # in two keys
+ABOVE_0 = """max_length num_train_epochs per_device_train_batch_size per_device_eval_batch_size
+gradient_accumulation_steps logging_steps eval_steps save_steps save_total_limit
+eval_accumulation_steps"""
+FROM_0 = "weight_decay max_grad_norm neftune_noise_alpha dataset_num_proc early_stopping_patience"
+EVALUATION = "needs an evaluation: test_size above 0 and an eval_strategy"
+BEST, OTHER_OPTIM = "needs load_best_model_at_end", "is read by other values of optim"
+UNUSED = "do_train do_eval do_predict enable_jit_checkpoint label_names use_cache"
+BY_METRIC = ("best", "reduce_lr_on_plateau", "greedy")
+RULES = (  # keys; whether a value can work, `s` being all of them; what is said where it cannot
+    (ABOVE_0, lambda n, s: n > 0, "must be above 0"),
+    (FROM_0, lambda n, s: n >= 0, "must be 0 or above"),
+    ("max_steps", lambda n, s: n > 0 or n == -1, "must be above 0"),
+    ("max_skipped label_smoothing_factor", lambda n, s: 0 <= n <= 1, "must be from 0 to 1"),
+    ("test_size", lambda n, s: 0 <= n < 1, "must be from 0 to below 1"),
+    ("eval_on_start load_best_model_at_end", lambda on, s: s.evaluates or not on, EVALUATION),
+    ("save_strategy lr_scheduler_type", lambda x, s: s.evaluates or x not in BY_METRIC, EVALUATION),
+    ("early_stopping_patience", lambda n, s: not n or s.load_best_model_at_end, BEST),
+    ("fp16", lambda on, s: on is not True or not s.use_cpu, "needs a GPU"),
+    ("liger_kernel_config", lambda _, s: s.use_liger_kernel, "needs use_liger_kernel"),
+    ("data_seed", lambda n, s: s.train_sampling_strategy == "random", "is for random sampling"),
+    ("lr_scheduler_kwargs", lambda _, s: "constant" not in s.lr_scheduler_type, "is for schedules"),
+    ("optim_args", lambda _, s: not re.match("adamw_torch(_fused)?$|paged", s.optim), OTHER_OPTIM),
+    ("optim_target_modules", lambda _, s: re.match("galore|apollo", s.optim), OTHER_OPTIM),
+    ("hub_token", lambda _, s: False, "would be saved in a file; set HF_TOKEN in the environment"),
+    ("save_only_model", lambda on, s: not on, "leaves nothing to resume from"),
+    ("bf16_full_eval fp16_full_eval", lambda on, s: not on, "rounds what is saved after it"),
+    (UNUSED, lambda value, s: not value, "has no use here; remove it"),
+)
 NAMES = {bool: "true or false", int: "a whole number", float: "a number"}
 NAMES |= {str: "text", list: "a list", dict: "a mapping"}
 # what makes a terminal do something or reorder its text; line feed and tab may pass
@@ -56,7 +83,7 @@ Yaml.add_implicit_resolver(
 
 @dataclass(kw_only=True)
 class ProjectArguments(DatasetArguments):
-    """The keys of config.yaml that are ours; a ValueError names a number that is out of range."""
+    """The keys of config.yaml that are ours."""
 
     base_model_path: str
     dataset: str | list[str]
@@ -72,18 +99,9 @@ class ProjectArguments(DatasetArguments):
     max_skipped: float = 0.05
     dataset_num_proc: int = 0
     accept_changed_code: bool = False
+    early_stopping_patience: int = 0
     # the keys that are neither here nor in TrainingArguments: sft/adapter.py takes them
     adapter: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        for key, is_right, wanted in (
-            ("max_length", self.max_length >= 1, "a positive number of tokens"),
-            ("max_skipped", 0 <= self.max_skipped <= 1, "a share of the rows, from 0 to 1"),
-            ("test_size", 0 <= self.test_size < 1, "a share of the rows, from 0 to below 1"),
-            ("dataset_num_proc", self.dataset_num_proc >= 0, "a number of processes, or 0"),
-        ):
-            if not is_right:
-                raise ValueError(f"{key} must be {wanted}, not {getattr(self, key)}.")
 
 
 OURS = {key: kind for key, kind in get_type_hints(ProjectArguments).items() if key != "adapter"}
@@ -139,8 +157,6 @@ def load_config(
     args, training_args = _make(ProjectArguments, values), _make(TrainingArguments, values)
     # several GPUs need torchrun; from one process the Trainer would split each batch over them
     training_args._n_gpu = 1
-    if training_args.hub_token:
-        raise SystemExit("hub_token would be saved in a file; set HF_TOKEN in the environment.")
     if line:
         say(line)
     return args, training_args
@@ -166,18 +182,21 @@ def typed_values(overrides: list[str]) -> dict[str, Any]:
 
     os.chdir(ROOT)  # paths in config.yaml are relative to the project's folder
     kinds = get_type_hints(TrainingArguments) | OURS
+    choices = {each.name: each.metadata.get("choices") for each in fields(TrainingArguments)}
+    kinds |= {key: Literal[tuple(words)] for key, words in choices.items() if words}
     kinds |= {key: kinds[key] | Literal[AUTO] for key in MAY_BE_AUTO}
     others = {key: type(value) for key, value in _config_yaml().items() if key not in kinds}
     slips = [key for key in others if difflib.get_close_matches(key, kinds, n=1, cutoff=0.88)]
     refuse_unknown(slips, kinds)
     every = (*fields(TrainingArguments), *fields(ProjectArguments))
     values = {each.name: each.default for each in every if each.default is not MISSING}
+    values["restore_callback_states_from_checkpoint"] = True  # early stopping counts on
     values |= dict.fromkeys(MAY_BE_AUTO, AUTO) | read_values(overrides, kinds | others)
-    for key in POSITIVE:
-        if values[key] <= 0 and values[key] != getattr(TrainingArguments, key):  # -1: no max_steps
-            raise SystemExit(f"config.yaml or the command line: {key} must be above 0.")
-    if values["activation_checkpointing"] == AUTO and values["gradient_checkpointing"] is not None:
-        values["activation_checkpointing"] = values["gradient_checkpointing"]  # its older name
+    settings = SimpleNamespace(**values, evaluates=values["eval_strategy"] != "no")
+    for keys, can_work, why in RULES:
+        for key in keys.split():
+            if values[key] is not None and not can_work(values[key], settings):
+                raise SystemExit(f"config.yaml or the command line: {key} {why}.")
     return values | {"adapter": {key: values[key] for key in others}}
 
 
@@ -188,6 +207,10 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def say(text: str) -> None:
@@ -210,7 +233,7 @@ def _config_yaml() -> dict[str, Any]:
         raise SystemExit(f"config.yaml{line} is not valid YAML in UTF-8: {why}.") from None
     if not isinstance(values, dict):
         raise SystemExit("config.yaml holds no keys; restore the file.")
-    return {key: value for key, value in values.items() if value is not None}
+    return {f"{key}".replace(OLD, NEW): value for key, value in values.items() if value is not None}
 
 
 def _words(argv: list[str], options: Iterable[str] = ()) -> dict[str, str | list[str]]:
@@ -222,6 +245,7 @@ def _words(argv: list[str], options: Iterable[str] = ()) -> dict[str, str | list
     for word in argv:
         if word.startswith("--"):
             key, is_given, value = word[2:].partition("=")
+            key = key.replace(OLD, NEW)
             texts[key] = [value] if is_given else []
         elif key is None:
             raise SystemExit(f"{word!r} belongs to no key; write --key=value.")

@@ -13,29 +13,32 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from sft.config import ProjectArguments
-from sft.model import load
+from sft.adapter import add_adapter, check_adapter
+from sft.config import ProjectArguments, one_line
+from sft.model import load, supported_dtype
 
 
 def check_settings(args: TrainingArguments) -> None:
     """Exit at what the Trainer would refuse, or has no package for, by making one of no model."""
-    args, model = copy(args), nn.Linear(1, 1)
+    args, model = copy(args), nn.Sequential(nn.Linear(1, 1))
     args.push_to_hub, model.config = False, PreTrainedConfig()
+    args.optim_target_modules = args.optim_target_modules and "all-linear"  # of this model
     rows = [{"input_ids": [0], "labels": [0], "length": 1}]
     try:
         if args.use_liger_kernel:
             apply_liger_kernel(model, args.liger_kernel_config)
         trainer = transformers.Trainer(model, args, train_dataset=rows, eval_dataset=rows)
         trainer.get_train_dataloader(), trainer.get_eval_dataloader()
-        if not args.optim_target_modules:  # of which this model has none
-            trainer.create_optimizer_and_scheduler(num_training_steps=1)
+        trainer.create_optimizer_and_scheduler(num_training_steps=1)
+        if args.torch_compile:
+            torch.compile(model, mode=args.torch_compile_mode)
     except Exception as error:
-        why = " ".join(str(error).split())[:300]
-        raise SystemExit(f"config.yaml or the command line: {why}") from None
+        raise SystemExit(f"config.yaml or the command line: {one_line(error)}") from None
 
 
 def check_model(args: ProjectArguments) -> int:
-    """Exit where config.json does not suit config.yaml; returns how many tokens have embeddings."""
+    """Exit where the model does not suit config.yaml; returns how many tokens have embeddings."""
+    check_adapter(args)
     name = f"base_model_path {args.base_model_path!r}"
     with suppress(OSError):  # no such path: loading config.json says so
         if find_adapter_config_file(args.base_model_path, revision=args.revision):
@@ -47,22 +50,21 @@ def check_model(args: ProjectArguments) -> int:
         raise SystemExit(f"{name} is stored quantized ({method}); name the model in 16 bits.")
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and args.max_length > positions:
-        raise SystemExit(
-            f"{name} knows {positions:,} positions, and max_length is {args.max_length:,}: lower "
-            "max_length, or raise max_position_embeddings in its config.json."
-        )
+        fix = "lower it, or raise max_position_embeddings in its config.json."
+        raise SystemExit(f"{name} knows {positions:,} positions, and max_length is above: {fix}")
+    how = {"dtype": supported_dtype(args.dtype), "attn_implementation": args.attn_implementation}
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, attn_implementation=args.attn_implementation, trust_remote_code=False
-            )
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **how)
     except (ValueError, ImportError) as error:
-        why = " ".join(str(error).split())[:300]
         raise SystemExit(
-            f"{name} with attn_implementation {args.attn_implementation!r}: {why} "
+            f"{name} with attn_implementation {args.attn_implementation!r}: {one_line(error)} "
             "(every model has eager)"
         ) from None
-    return model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings().num_embeddings
+    with torch.device("meta"), suppress(Exception):  # but for SystemExit: no layer of that name
+        add_adapter(model, args)
+    return embeddings
 
 
 def check_tokens(examples: dict[str, Dataset], tokenizer: Tokenizer, embeddings: int) -> None:

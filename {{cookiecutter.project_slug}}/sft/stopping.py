@@ -1,4 +1,4 @@
-"""What ends a run early: a signal, a loss that is not finite, an evaluation that is missing."""
+"""What ends a run early: a signal, or a loss that is not finite."""
 
 import math
 import os
@@ -6,24 +6,9 @@ import signal
 import time
 
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
-
-def check_evaluation(args: TrainingArguments, examples: dict[str, Dataset]) -> None:
-    """Evaluate nothing where no rows are held out; exit where an option needs an evaluation."""
-    if "evaluation" not in examples:
-        args.eval_strategy = "no"
-    for key, values in (
-        ("load_best_model_at_end", [True]),
-        ("eval_on_start", [True]),
-        ("save_strategy", ["best"]),
-        ("lr_scheduler_type", ["reduce_lr_on_plateau", "greedy"]),
-    ):
-        if args.eval_strategy == "no" and getattr(args, key) in values:
-            raise SystemExit(
-                f"{key} needs an evaluation; set test_size and eval_strategy, or remove {key}."
-            )
+from sft.config import say
 
 
 class Stopping(TrainerCallback):
@@ -48,8 +33,19 @@ class Stopping(TrainerCallback):
             received = torch.tensor(int(self.received), device=args.device)
             torch.distributed.all_reduce(received)
             self.received = bool(received)
-        if self.received:
-            control.should_save = control.should_training_stop = True
+        control.should_save |= self.received
+
+    def on_save(self, args, state, control, **kwargs):
+        """Only now, for a checkpoint that says stop is of a run that is at its end."""
+        control.should_training_stop |= self.received
+
+    def say_why(self, state: TrainerState) -> None:
+        """Exit where a signal stopped the run; evaluations that got no better have finished it."""
+        step, last = state.global_step, state.max_steps
+        if step < last and self.received:
+            raise SystemExit(f"Stopped at step {step} of {last}; the same command resumes.")
+        if step < last:
+            say(f"   Finished at step {step} of {last}: evaluations got no better.")
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "grad_norm" in logs:

@@ -14,7 +14,7 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from sft.config import ROOT, project_arguments, say
+from sft.config import ROOT, one_line, project_arguments, say
 from sft.rows import is_local
 
 SAMPLE = ROOT / "data" / "sample.jsonl"
@@ -34,7 +34,8 @@ TINY = {  # multiples of 64: quantized weights share a scale by blocks
 LARGEST = 50_000_000  # parameters of a twin
 FEW = """
 --max_steps=6 --logging_steps=1 --eval_steps=3 --save_steps=3 --num_train_epochs=1
---gradient_accumulation_steps=1 --report_to=none --activation_checkpointing=true
+--gradient_accumulation_steps=1 --report_to=none --activation_checkpointing=true --fp16=auto
+--tf32=auto
 """.split()
 
 
@@ -87,8 +88,8 @@ def build_twin(folder: Path, base_model_path: str, positions: int = 8192) -> Non
                 raise ValueError("its parts stay large")
         model = make(dtype=torch.float32)
     except Exception as error:  # an architecture can ask anything of its sizes
-        why = f"{shape.get('model_type')!r}: {' '.join(str(error).split())}"
-        raise SystemExit(f"--smoke has no tiny twin of the architecture {why[:300]}") from None
+        why = f"{shape.get('model_type')!r}: {one_line(error)}"
+        raise SystemExit(f"--smoke has no tiny twin of the architecture {why}") from None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
