@@ -18,7 +18,8 @@ def both_ways(normalizer: str | None) -> dict:
     """How often widths told, of many random spans in random texts, once both said the same."""
     from tokenizers import normalizers
 
-    from sft import mask
+    from sft.mask import batch as mask
+    from sft.mask import tokens
     from sft.twin import build_tokenizer
 
     tokenizer = build_tokenizer()
@@ -46,7 +47,7 @@ def both_ways(normalizer: str | None) -> dict:
         seen["spans"] += 1
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         row = mask.Row([], text=text, replies=[span], ids=ids)
-        seen["by width"] += mask.tokens._by_width(row, quick.widths) is not None
+        seen["by width"] += tokens._by_width(row, quick.widths) is not None
 
     compare()
     return seen
@@ -62,7 +63,7 @@ def other_tokenizers() -> bool:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from sft import mask
+    from sft.mask import batch as mask
 
     words = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
