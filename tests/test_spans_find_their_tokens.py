@@ -63,11 +63,11 @@ def other_tokenizers() -> bool:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from sft.mask import batch as mask
+    from sft.mask import conversation
 
     words = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "?": 2}, unk_token="?"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    return mask.conversation._widths(PreTrainedTokenizerFast(tokenizer_object=words)) is None
+    return conversation._widths(PreTrainedTokenizerFast(tokenizer_object=words)) is None
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_asked(project):
