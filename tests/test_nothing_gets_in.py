@@ -130,3 +130,29 @@ def test_no_code_of_a_model_may_run(project):
         found += re.findall(calls, file.read_text(encoding="utf-8"))
     found = [call for call in found if not call.startswith("AutoHfQuantizer")]
     assert found and all("trust_remote_code=False" in call for call in found), found
+
+
+def under_a_template(template: str) -> str:
+    from masks import CONTROL, chat, tokenizer_with
+
+    from sft.mask import encode, limits
+
+    limits.MOST_SECONDS = 1
+    try:
+        encode(chat("user: Hi", "assistant: Hello"), tokenizer_with(template, CONTROL, "</s>"))
+    except SystemExit as ended:
+        return str(ended)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set a = namespace(x='a') %}{% for i in range(60) %}{% set a.x = a.x * 2 %}{% endfor %}",
+        "{{ 'a' * 10**12 }}",
+    ],
+)
+def test_a_chat_template_without_end_is_stopped(bake_once, template):
+    project = bake_once.project(project_slug="masks", dataset_format="messages")
+    assert "The chat template takes over" in in_project(project, under_a_template, template)

@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from sft.mask.conversation import INSTRUCTIONS, MaskError, Row, Settings
+from sft.mask.limits import limited
 
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # templates have these names for it
 INLINE = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
@@ -36,7 +37,8 @@ def render(conversations: list[list[dict]], settings: Settings, row: Row, **kwar
     """
     kwargs |= {"tokenize": False, **row.extra}
     try:
-        return settings.tokenizer.apply_chat_template(conversations, **kwargs)
+        with limited():
+            return settings.tokenizer.apply_chat_template(conversations, **kwargs)
     except Exception as error:  # templates raise what they like
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
 
