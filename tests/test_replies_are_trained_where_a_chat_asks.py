@@ -160,6 +160,22 @@ def test_several_rounds_of_calls_are_trained_on(project):
     assert "Rome" in first and "umbrella" in second and last == f"Noted.{END}"
 
 
+def test_calls_may_be_written_only_where_there_is_no_content(project):
+    template = "{{ tools | tojson if tools }}" + CHATML.replace(
+        "{{ m.content }}",
+        "{{ m.content if m.content is defined else m.tool_calls[0].function | tojson }}",
+    )
+    messages = [
+        *chat("user: Rain?"), asking("", {"city": "Rome"}), *chat("tool: yes"),
+        asking(None, {"city": "Köln"}), *chat("tool: no", "assistant: Rome."),
+    ]  # fmt: skip
+    how = (template, CONTROL, "</s>", messages, {"tools": TOOLS, "control_tokens": "escape"})
+    learnt = in_project(project, trained, *how)
+    assert len(learnt) == 3, learnt
+    first, second, last = learnt
+    assert "Rome" in first and "Köln" in second and last == f"Rome.{END}"
+
+
 NO_CALLS = {
     "a template without tools": (
         CHATML,

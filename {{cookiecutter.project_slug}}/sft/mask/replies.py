@@ -102,12 +102,11 @@ def join(row: Row, settings: Settings) -> None:
     shift = len(row.prompt) + len(between) - row.start
     row.replies = [(len(row.prompt), row.end + shift if row.is_ended else len(row.text))]
     if row.safe_messages is not row.messages:
-        row.forged = _forged(
-            row, row.safe_prompt + row.between + row.safe_full[row.start :], settings
-        )
+        safe_text = row.safe_prompt + row.between + row.safe_full[row.start :]
+        row.forged = _forged(row, safe_text, settings)
     if len(row.trained) > 1:
         roles = [row.messages[at - 1]["role"] for at in row.trained]
-        is_one = not shift and row.trained[0] > 0 and "assistant" not in roles
+        is_one = row.text == row.full and row.trained[0] > 0 and "assistant" not in roles
         earlier = _earlier(row, settings) if is_one else []
         if len(earlier) < len(row.trained) - 1:
             row.unroll()

@@ -64,7 +64,7 @@ def ask(row: Row, settings: Settings) -> None:
             return
         if what == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
             prompted = prompted or (messages, row.prompt, full)
-        elif not isinstance(refusal, MaskError) or "refused" in refusal.reason:
+        elif refusal is None or "refused" in refusal.reason:
             refusal = _refusal(what, messages[-1], len(messages), settings)
     if prompted is None:
         raise refusal
@@ -184,7 +184,7 @@ def mark(messages: list[dict], positions: list[int]) -> list[dict]:
     """The messages with markers for what those at `positions` say, except for thoughts."""
     marked = list(messages)
     for at in positions:
-        content = marked[at]["content"]
+        content = marked[at].get("content") or ""
         before = content.removesuffix(thought_of(marked[at])[1])
         marked[at] = {**marked[at], "content": before + marker(at)}
     return marked
