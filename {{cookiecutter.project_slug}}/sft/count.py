@@ -287,11 +287,12 @@ def _at_full_depth(moments: list, order: list[int]) -> list[dict]:
     Returns:
         [{"at": place, "parts": {part: {what it grows with: bytes}}}, ...].
     """
-    columns = [*dict.fromkeys(key[1:] for _, total in moments for key in total)]
-    layers = [*range(len({*order})), None]  # the last is of no layer
-    table = np.array(
-        [[[total[layer, *key] for key in columns] for layer in layers] for _, total in moments]
-    )
+    columns = dict.fromkeys(tuple(key) for _, total in moments for _, *key in total)
+    columns = {key: number for number, key in enumerate(columns)}
+    table = np.zeros((len(moments), len({*order}) + 1, len(columns)))  # the last is of no layer
+    for row, (_, total) in zip(table, moments, strict=True):
+        for (layer, *key), size in total.items():
+            row[-1 if layer is None else layer, columns[tuple(key)]] = size
     places = [place for place, _ in moments]
     during = {phase: table[[one == phase for one, _ in places]] for phase, _ in places}
     names, full = [], []
