@@ -294,7 +294,7 @@ def _at_full_depth(moments: list, order: list[int]) -> list[dict]:
         for (layer, *key), size in total.items():
             row[-1 if layer is None else layer, columns[tuple(key)]] = size
     places = [place for place, _ in moments]
-    during = {phase: table[[one == phase for one, _ in places]] for phase, _ in places}
+    during = {phase: table[[one == phase for one, _ in places]] for phase in dict(places)}
     names, full = [], []
     for phase, layer in dict.fromkeys(places):
         rows = table[[place == (phase, layer) for place in places]]
