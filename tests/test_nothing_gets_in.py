@@ -135,9 +135,10 @@ def test_no_code_of_a_model_may_run(project):
 def under_a_template(template: str) -> str:
     from masks import CONTROL, chat, tokenizer_with
 
-    from sft.mask import encode, limits
+    from sft.mask import batch, encode
+    from sft.mask import template as asked
 
-    limits.MOST_SECONDS = 1
+    batch.MOST_SECONDS = asked.MOST_SECONDS = 1
     try:
         encode(chat("user: Hi", "assistant: Hello"), tokenizer_with(template, CONTROL, "</s>"))
     except SystemExit as ended:

@@ -29,6 +29,16 @@ from sft.twin import smoke_overrides
 
 
 def main(argv: list[str]) -> Path:
+    """Train; where memory does not suffice, say what would help."""
+    try:
+        return train(argv)
+    except torch.OutOfMemoryError:
+        _, overrides = parse(argv, __doc__, smoke=False)
+        _, training_args = load_config(overrides, choose)
+        raise SystemExit(vram.advise(training_args, overrides, find_card().gib)) from None
+
+
+def train(argv: list[str]) -> Path:
     """Train, save, and return the folder of the result."""
     options, overrides = parse(argv, __doc__, smoke=False)
     if options.smoke:
@@ -53,37 +63,34 @@ def main(argv: list[str]) -> Path:
     this_run = describe_run(training_args, args, examples)
     checkpoint = checkpoint_to_resume(training_args, args, this_run)
 
-    try:
-        say(f"3. Load the base model, {args.base_model_path}")
-        model = load_model(args)
+    say(f"3. Load the base model, {args.base_model_path}")
+    model = load_model(args)
 
-        say("4. Choose what is trained")
-        model = add_adapter(model, args)
-        say(f"   {model.num_parameters(only_trainable=True):,} parameters are trained")
+    say("4. Choose what is trained")
+    model = add_adapter(model, args)
+    say(f"   {model.num_parameters(only_trainable=True):,} parameters are trained")
 
-        say("5. Make the Trainer")
-        trainer = Trainer(
-            model=model,
-            args=training_args,
-            train_dataset=examples["train"],
-            eval_dataset=examples.get("evaluation"),
-            data_collator=get_collator(tokenizer, model),
-            processing_class=tokenizer,
-        )
-        trainer.run = this_run
-        if args.early_stopping_patience:
-            trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+    say("5. Make the Trainer")
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=examples["train"],
+        eval_dataset=examples.get("evaluation"),
+        data_collator=get_collator(tokenizer, model),
+        processing_class=tokenizer,
+    )
+    trainer.run = this_run
+    if args.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-        say("6. Train")
-        check_disk(model, training_args)
-        text_config = model.config.get_text_config()
-        text_config.use_cache = False  # the cache is for generating
-        trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.stopping.say_why(trainer.state)
-        if "evaluation" in examples:
-            trainer.evaluate()
-    except torch.OutOfMemoryError:
-        raise SystemExit(vram.advise(training_args, overrides, find_card().gib)) from None
+    say("6. Train")
+    check_disk(model, training_args)
+    text_config = model.config.get_text_config()
+    text_config.use_cache = False  # the cache is for generating
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.stopping.say_why(trainer.state)
+    if "evaluation" in examples:
+        trainer.evaluate()
     text_config.use_cache = True
 
     final = Path(training_args.output_dir) / "final"

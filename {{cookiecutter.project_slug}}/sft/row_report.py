@@ -8,6 +8,10 @@ from sft.config import ProjectArguments
 ADVICE = {
     "longer than max_length": "raise max_length, or set truncation_mode",
     "control token in the text": "set control_tokens to escape",
+    "the chat template drops a message": "take that role out of the rows",
+    "the chat template drops the thinking": "ask for it by chat_template_kwargs, or take it out",
+    "the chat template does not write the tool calls": "take a model that calls tools",
+    "the chat template does not write the tools": "take a model that calls tools",
 }
 
 

@@ -1,6 +1,11 @@
 """Many conversations at once, step by step: each is a row on its way to examples."""
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -9,7 +14,7 @@ from sft.mask.conversation import Row, Settings
 from sft.mask.end_of_turn import end_turn
 from sft.mask.replies import join, locate
 from sft.mask.shorten import TOO_LONG, shorten
-from sft.mask.template import ask
+from sft.mask.template import CLOCK, MOST_SECONDS, ask, set_clock
 from sft.mask.tokens import label, tokenize
 
 STEPS = (
@@ -25,6 +30,40 @@ STEPS = (
 )
 
 
+MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Exit where a chat template loops or allocates without end: it is a program of others.
+
+    `render` starts the clock anew. What has no such limits (Windows, a thread) goes without.
+    """
+    statm = Path("/proc/self/statm")  # Linux
+    if not statm.exists() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import resource
+
+    def stop(*_) -> None:
+        raise SystemExit(f"The chat template takes over {MOST_SECONDS} seconds for a conversation.")
+
+    used = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, hard))
+    set_clock(CLOCK, MOST_SECONDS)
+    try:
+        yield
+    except MemoryError:
+        raise SystemExit(f"The chat template takes over {MOST_BYTES / 2**30:g} GB.") from None
+    finally:
+        set_clock(CLOCK, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, before)
+
+
+@limited()
 def encode_batch(
     conversations: list[list[dict] | dict | ValueError],
     tokenizer: Tokenizer,

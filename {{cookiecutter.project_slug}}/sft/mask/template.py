@@ -8,13 +8,13 @@ thought, or train on it as if it were the answer.
 
 import json
 import re
+import signal
 from bisect import bisect
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 from sft.mask.conversation import INSTRUCTIONS, MaskError, Row, Settings
-from sft.mask.limits import limited
 
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # templates have these names for it
 INLINE = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
@@ -22,6 +22,9 @@ INLINE = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re.IGNORECASE)
 CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
 TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
+MOST_SECONDS = 20  # for one call of the template, which takes milliseconds
+CLOCK = getattr(signal, "ITIMER_REAL", 0)
+set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
 REASONS = {
     "answer": "the chat template rewrites the reply",
     "thought": "the chat template drops the thinking",
@@ -36,11 +39,15 @@ def render(conversations: list[list[dict]], settings: Settings, row: Row, **kwar
         MaskError: the template refuses one of them, in its own words.
     """
     kwargs |= {"tokenize": False, **row.extra}
+    set_clock(CLOCK, MOST_SECONDS)
     try:
-        with limited():
-            return settings.tokenizer.apply_chat_template(conversations, **kwargs)
+        return settings.tokenizer.apply_chat_template(conversations, **kwargs)
+    except MemoryError:
+        raise
     except Exception as error:  # templates raise what they like
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
+    finally:
+        set_clock(CLOCK, 0)
 
 
 def ask(row: Row, settings: Settings) -> None:
