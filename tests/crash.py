@@ -143,7 +143,7 @@ def undisturbed() -> dict[str, float]:
         assert child.exitcode == 0, log(WHOLE)
     child = start("train.py", STOPPED)
     while not happened(Path("checkpoint-8/manifest.json"), STOPPED):
-        time.sleep(0.001)
+        child.join(0.001)
     end(child, STOPPED, signal.SIGKILL)
     return {
         stage: times[script, last] - times[script, first]
@@ -165,8 +165,8 @@ def check_killed(stage: str, turn: str, dice: random.Random, lengths: dict) -> l
     for _ in range(1 if number == signal.SIGINT else dice.choice([1, 1, 2])):
         child = start(script, OUT)
         while child.is_alive() and not happened(begin, OUT):
-            time.sleep(0.0005)
-        time.sleep(dice.random() * lengths[stage])
+            child.join(0.0005)
+        child.join(dice.random() * lengths[stage])  # the random moment
         is_hit = child.is_alive()
         end(child, OUT, number if is_hit else None)
         hits += [number.name] if is_hit else []
