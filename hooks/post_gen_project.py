@@ -22,6 +22,7 @@ UNTITLED = {  # files whose format has no room for a word on themselves
     "base_model/twin_chat_template.jinja": "its chat template",
     "data/sample.jsonl": "rows as yours should be",
     "pyproject.toml": "dependencies and tools",
+    "sft/answers.html.jinja": "the page of answers",
     "sft/preview.html.jinja": "the page of preview.py",
 }
 UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, set_seed
 import chat
 import vram
 from sft.adapter import add_adapter
+from sft.answers import ask_in_training, first_questions, show_answers
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say, typed_values
@@ -68,6 +69,7 @@ def train(argv: list[str]) -> Path:
 
     say("4. Choose what is trained")
     model = add_adapter(model, args)
+    stop_at(model, stop_tokens(tokenizer))
     say(f"   {model.num_parameters(only_trainable=True):,} parameters are trained")
 
     say("5. Make the Trainer")
@@ -85,6 +87,8 @@ def train(argv: list[str]) -> Path:
 
     say("6. Train")
     check_disk(model, training_args)
+    questions = first_questions(examples, tokenizer, args.answers)
+    answers = {"base": ask_in_training(trainer, questions)}
     text_config = model.config.get_text_config()
     text_config.use_cache = False  # the cache is for generating
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -92,15 +96,17 @@ def train(argv: list[str]) -> Path:
     if "evaluation" in examples:
         trainer.evaluate()
     text_config.use_cache = True
+    answers["tuned"] = ask_in_training(trainer, questions)
 
     final = Path(training_args.output_dir) / "final"
     unfinished = final.with_suffix(".unfinished")
     say(f"7. Save to {final}")
     trainer.save_model(unfinished)  # the adapter or the model, and the tokenizer with its template
     if trainer.is_world_process_zero():
-        stop_at(model, stop_tokens(tokenizer)).save_pretrained(unfinished)
+        model.generation_config.save_pretrained(unfinished)
         share_files(unfinished)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
+        show_answers(questions, answers, final.parent)
         show_summary(trainer, reports["train"], overrides)
         seal(unfinished, this_run)
         unfinished.rename(final)  # what is there is whole

@@ -27,7 +27,7 @@ dataloader_p dataset_num_proc ddp_ debug disable_tqdm do_ enable_jit gradient_ch
 include_num local_rank log max_skipped output_dir project push_to_hub report_to resume_from
 run_name save_ skip_memory torch_empty_cache track use_cache
 """.split()
-EVALUATION = "eval_ per_device_eval batch_eval include_for prediction_loss".split()
+EVALUATION = "answers eval_ per_device_eval batch_eval include_for prediction_loss".split()
 
 
 def describe_run(

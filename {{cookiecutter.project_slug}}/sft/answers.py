@@ -1,0 +1,139 @@
+"""What a model answers to prompts of rows that it is not trained on, beside those rows' replies.
+
+A prompt is all that precedes a row's last reply: the tokens with which a chat asks for it.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from jinja2 import Template
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from sft.config import ROOT, say
+from sft.mask_view import console
+from sft.trainer import Trainer
+
+PAGE = ROOT / "sft/answers.html.jinja"
+SHOWN = 400  # characters of a prompt's end, and of a text, that the terminal shows
+
+
+@dataclass
+class Question:
+    """The last reply of an example, and the prompt that asks for it."""
+
+    prompt_ids: list[int]
+    prompt: str
+    reference: str
+    tokens: int  # of the reference, with the end of its turn
+
+
+@dataclass
+class Answer:
+    text: str
+    stopped: bool  # by itself, not at the limit of tokens
+    tokens: int
+
+
+def to_question(example: dict, tokenizer: Tokenizer) -> Question:
+    """`input_ids` up to the last run of labels, and that run."""
+    ids, labels = example["input_ids"], example["labels"]
+    end = max(at for at, label in enumerate(labels) if label != -100) + 1
+    start = max((at for at in range(end) if labels[at] == -100), default=-1) + 1
+    reference = tokenizer.decode(ids[start:end], skip_special_tokens=True)
+    return Question(ids[:start], tokenizer.decode(ids[:start]), reference, end - start)
+
+
+@torch.no_grad()
+def ask(
+    model: PreTrainedModel, tokenizer: Tokenizer, questions: list[Question], batch_size: int
+) -> Iterator[tuple[int, Answer]]:
+    """Each question's position, shortest first, and its likeliest answer.
+
+    An answer has at most twice its reference's tokens and 16. Prompts are padded on the left, so
+    that each answer follows its prompt. `model` has the tokens of `stop_at`.
+    """
+    was_training, ends = model.training, model.generation_config.eos_token_id
+    model.eval()
+    order = sorted(range(len(questions)), key=lambda at: len(questions[at].prompt_ids))
+    for first in range(0, len(order), batch_size):
+        positions = order[first : first + batch_size]
+        prompts = {"input_ids": [questions[at].prompt_ids for at in positions]}
+        inputs = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
+        limits = [2 * questions[at].tokens + 16 for at in positions]
+        how = {"max_new_tokens": max(limits), "do_sample": False}
+        output = model.generate(**inputs, **how, pad_token_id=tokenizer.pad_token_id)
+        answers = output[:, inputs["input_ids"].shape[1] :].tolist()
+        for at, limit, ids in zip(positions, limits, answers, strict=True):
+            end = next((n for n, token in enumerate(ids[:limit], start=1) if token in ends), 0)
+            ids = ids[: end or limit]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            yield at, Answer(text, stopped=end > 0, tokens=len(ids))
+    model.train(was_training)
+
+
+def first_questions(
+    examples: dict[str, Dataset], tokenizer: Tokenizer, count: int
+) -> list[Question]:
+    """The first `count` evaluation examples: the same ones whenever the run is started."""
+    rows = examples.get("evaluation", [])
+    return [to_question(rows[at], tokenizer) for at in range(min(count, len(rows)))]
+
+
+def ask_in_training(trainer: Trainer, questions: list[Question]) -> list[Answer]:
+    """What the Trainer's model answers; the first process asks, others return []."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        say("   Weights are spread over the GPUs: python evaluate.py asks what is saved.")
+        return []
+    size, tokenizer = trainer.args.per_device_eval_batch_size, trainer.processing_class
+    asked = questions if trainer.is_world_process_zero() else []
+    return [one for _, one in sorted(ask(trainer.model, tokenizer, asked, size), key=itemgetter(0))]
+
+
+def show_answers(
+    questions: list[Question], by_model: dict[str, list[Answer]], folder: Path
+) -> None:
+    """Print the answers of each model, and write them to answers.jsonl and answers.html."""
+    if not any(by_model.values()):
+        return
+    rows = [
+        {"prompt": one.prompt, "reference": one.reference}
+        | {name: asdict(answers[at]) for name, answers in by_model.items()}
+        for at, one in enumerate(questions)
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "answers.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    template = Template(PAGE.read_text(encoding="utf-8"), autoescape=True)
+    page = template.render(rows=rows, names=[*by_model], differences=differences)
+    (folder / "answers.html").write_text(page, encoding="utf-8")
+    for number, row in enumerate(rows, start=1):
+        table = Table(title=f"Held-out row {number}", show_header=False, title_justify="left")
+        table.add_row("prompt", Text(shortened(row["prompt"]), "grey62"))
+        table.add_row("reference", Text(shortened(row["reference"]), "green"))
+        for name in by_model:
+            end = "" if row[name]["stopped"] else " (cut: it did not stop)"
+            table.add_row(name, Text(shortened(row[name]["text"])).append(end, "yellow"))
+        console.print(table)
+    say(f"   As a page, differences marked: {folder / 'answers.html'}")
+
+
+def shortened(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= SHOWN else f"[...] {text[-SHOWN:]}"
+
+
+def differences(text: str, reference: str) -> list[tuple[str, bool]]:
+    """The words of a text, in order, and whether each is of the reference as well."""
+    words, others = (re.findall(r"[^\W\u3040-\u9fff]+|\W+|.", one) for one in (text, reference))
+    blocks = difflib.SequenceMatcher(None, words, others, autojunk=False).get_matching_blocks()
+    common = {at for block in blocks for at in range(block.a, block.a + block.size)}
+    return [(word, at in common) for at, word in enumerate(words)]
