@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, set_seed
 import chat
 import vram
 from sft.adapter import add_adapter
-from sft.answers import ask_in_training, first_questions, show_answers
+from sft.answers import Interview, show_answers
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say, typed_values
@@ -82,13 +82,14 @@ def train(argv: list[str]) -> Path:
         processing_class=tokenizer,
     )
     trainer.run = this_run
+    interview = Interview(trainer, examples.get("evaluation"), args)
+    trainer.add_callback(interview)
     if args.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
     say("6. Train")
     check_disk(model, training_args)
-    questions = first_questions(examples, tokenizer, args.answers)
-    answers = {"base": ask_in_training(trainer, questions)}
+    answers = {"base": interview.ask()}
     text_config = model.config.get_text_config()
     text_config.use_cache = False  # the cache is for generating
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -96,7 +97,7 @@ def train(argv: list[str]) -> Path:
     if "evaluation" in examples:
         trainer.evaluate()
     text_config.use_cache = True
-    answers["tuned"] = ask_in_training(trainer, questions)
+    answers["tuned"] = interview.ask()
 
     final = Path(training_args.output_dir) / "final"
     unfinished = final.with_suffix(".unfinished")
@@ -106,7 +107,7 @@ def train(argv: list[str]) -> Path:
         model.generation_config.save_pretrained(unfinished)
         share_files(unfinished)
         plot_loss(trainer.state.log_history, final.parent / "loss.png")
-        show_answers(questions, answers, final.parent)
+        show_answers(interview.questions, answers, final.parent)
         show_summary(trainer, reports["train"], overrides)
         seal(unfinished, this_run)
         unfinished.rename(final)  # what is there is whole

@@ -12,15 +12,17 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from jinja2 import Template
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.config import ROOT, say
+from sft.config import ROOT, ProjectArguments, say
 from sft.mask_view import console
+from sft.score import score
 from sft.trainer import Trainer
 
 PAGE = ROOT / "sft/answers.html.jinja"
@@ -81,22 +83,38 @@ def ask(
     model.train(was_training)
 
 
-def first_questions(
-    examples: dict[str, Dataset], tokenizer: Tokenizer, count: int
-) -> list[Question]:
-    """The first `count` evaluation examples: the same ones whenever the run is started."""
-    rows = examples.get("evaluation", [])
-    return [to_question(rows[at], tokenizer) for at in range(min(count, len(rows)))]
+class Interview(TrainerCallback):
+    """Asks the Trainer's model the first `answers` evaluation prompts, the same from run to run.
 
+    Where `metric_for_best_model` is score, each evaluation does so and has an `eval_score`.
+    """
 
-def ask_in_training(trainer: Trainer, questions: list[Question]) -> list[Answer]:
-    """What the Trainer's model answers; the first process asks, others return []."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        say("   Weights are spread over the GPUs: python evaluate.py asks what is saved.")
-        return []
-    size, tokenizer = trainer.args.per_device_eval_batch_size, trainer.processing_class
-    asked = questions if trainer.is_world_process_zero() else []
-    return [one for _, one in sorted(ask(trainer.model, tokenizer, asked, size), key=itemgetter(0))]
+    def __init__(self, trainer: Trainer, evaluation: Dataset | None, args: ProjectArguments):
+        self.trainer, self.way = trainer, args.attn_implementation
+        first = evaluation.select(range(len(evaluation))[: args.answers]) if evaluation else []
+        self.questions = [to_question(example, trainer.processing_class) for example in first]
+
+    def ask(self) -> list[Answer]:
+        """The answers by the first process; others return []."""
+        trainer, model = self.trainer, self.trainer.model
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            say("   Weights are spread over the GPUs: python evaluate.py asks what is saved.")
+            return []
+        asked = self.questions if trainer.is_world_process_zero() else []
+        size, way = trainer.args.per_device_eval_batch_size, model.config._attn_implementation
+        model.set_attn_implementation(self.way)  # the collator may have set one for its batches
+        answers = [*ask(model, trainer.processing_class, asked, size)]
+        model.set_attn_implementation(way)
+        return [answer for _, answer in sorted(answers, key=itemgetter(0))]
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        """Adds the mean of sft/score.py's `score`, before best model and early stopping look."""
+        if args.metric_for_best_model in ("score", "eval_score"):
+            pairs = zip(self.ask(), self.questions, strict=False)
+            scores = [score(answer.text, asdict(question)) for answer, question in pairs]
+            mean = [sum(scores) / len(scores) if scores else 0.0]  # no answers but the first's
+            metrics["eval_score"] = broadcast_object_list(mean)[0]
+            self.trainer.log({"eval_score": metrics["eval_score"]})
 
 
 def show_answers(

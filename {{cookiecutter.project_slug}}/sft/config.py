@@ -36,7 +36,8 @@ OLD, NEW = "gradient_checkpointing", "activation_checkpointing"  # in two keys
 ABOVE_0 = """max_length num_train_epochs per_device_train_batch_size per_device_eval_batch_size
 gradient_accumulation_steps logging_steps eval_steps save_steps save_total_limit
 eval_accumulation_steps"""
-FROM_0 = "weight_decay max_grad_norm neftune_noise_alpha dataset_num_proc early_stopping_patience answers"
+FROM_0 = """weight_decay max_grad_norm neftune_noise_alpha dataset_num_proc
+early_stopping_patience answers"""
 EVALUATION = "needs an evaluation: test_size above 0 and an eval_strategy"
 BEST, OTHER_OPTIM = "needs load_best_model_at_end", "is read by other values of optim"
 UNUSED = "do_train do_eval do_predict enable_jit_checkpoint label_names use_cache"
