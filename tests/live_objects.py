@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from functools import cache
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -84,6 +85,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     check_summary(seen["trainer"])
     check_room(seen["trainer"])
     check_chat(seen, final)
+    check_answers(seen, final)
     weights = [f"{TWIN}/config.json", f"{TWIN}/model.safetensors"]
     if answers["lora_targets"] != "full":
         check_adapter(seen["model"], load_config(["--use_cpu=true"])[0])
@@ -428,7 +430,7 @@ def check_chat(seen: dict, final: Path) -> None:
     tokenizer = seen["tokenizer"]
     (argv, _, said), (given, kwargs, output) = (
         seen["calls"]["chat"][0],
-        seen["calls"]["generate"][0],
+        seen["calls"]["generate"][-1],
     )
     words = dict(word.removeprefix("--").split("=", 1) for word in argv[0])
     prompt, limit = words["prompt"], int(words["max_new_tokens"])
@@ -447,6 +449,27 @@ def check_chat(seen: dict, final: Path) -> None:
     new = output[0, len(ids) :]
     assert 0 < len(new) <= limit
     assert said == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def check_answers(seen: dict, final: Path) -> None:
+    """Base and tuned model answered the prompt of a held-out row, and both are written down."""
+    tokenizer, (example,) = seen["tokenizer"], seen["trainer"].eval_dataset.select([0])
+    (row,) = map(json.loads, (final.parent / "answers.jsonl").read_text("utf-8").splitlines())
+    saved = json.loads((final / "generation_config.json").read_text("utf-8"))
+    ends_of_turn, whole = saved["eos_token_id"], tokenizer.decode(example["input_ids"])
+    assert whole.startswith(f"{row['prompt']}{row['reference']}<|im_end|>"), (whole, row)
+    assert row["prompt"].endswith("<|im_start|>assistant\n") and row["reference"], row
+    for name, (_, kwargs, output) in zip(
+        ("base", "tuned"), seen["calls"]["generate"][-3:-1], strict=True
+    ):
+        ids = kwargs["input_ids"][0].tolist()
+        assert tokenizer.decode(ids) == row["prompt"] and kwargs["do_sample"] is False
+        said = output[0, len(ids) :].tolist()
+        stopped = any(token in ends_of_turn for token in said)
+        end = next((n for n, one in enumerate(said, start=1) if one in ends_of_turn), len(said))
+        text = tokenizer.decode(said[:end], skip_special_tokens=True)
+        assert row[name] == {"text": text, "stopped": stopped, "tokens": end}, row[name]
+    assert row["reference"] in unescape((final.parent / "answers.html").read_text("utf-8"))
 
 
 # --- the model -----------------------------------------------------------------------------------

@@ -89,7 +89,6 @@ def train(argv: list[str]) -> Path:
 
     say("6. Train")
     check_disk(model, training_args)
-    answers = {"base": interview.ask()}
     text_config = model.config.get_text_config()
     text_config.use_cache = False  # the cache is for generating
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -97,7 +96,7 @@ def train(argv: list[str]) -> Path:
     if "evaluation" in examples:
         trainer.evaluate()
     text_config.use_cache = True
-    answers["tuned"] = interview.ask()
+    answers = interview.ask_both()
 
     final = Path(training_args.output_dir) / "final"
     unfinished = final.with_suffix(".unfinished")
