@@ -10,7 +10,7 @@ import json
 import re
 import typing
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from enum import Enum
 from functools import cache
 from html import unescape
@@ -197,6 +197,11 @@ def another(key: str, value):
 
     if key == "report_to":
         return "none" if value != "none" else "tensorboard"
+    if value == -1:
+        return 5
+    listed = {each.name: each.metadata.get("choices") or () for each in fields(TrainingArguments)}
+    if others := [choice for choice in listed.get(key, ()) if choice != value]:
+        return others[0]
     for owner in (ProjectArguments, TrainingArguments):
         hint = hints(owner).get(key)
         choices = [plain(one) for part in [hint, *typing.get_args(hint)] for one in members(part)]
@@ -362,7 +367,7 @@ def check_evaluation_loss(seen: dict, final: Path) -> None:
     summary = json.loads((final.parent / "summary.json").read_text(encoding="utf-8"))
     assert abs(summary["eval_loss"] - total / tokens) < 1e-3, (summary, total / tokens)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert summary["train_loss"] == logged[-1]
+    assert summary["loss"] == logged[-1]
     assert summary["steps"] == trainer.state.max_steps == trainer.state.global_step
     assert summary["rows_used"] == len(trainer.train_dataset)
 
@@ -397,8 +402,15 @@ def check_summary(trainer) -> None:
     ):
         show_summary(SimpleNamespace(state=state, args=args), rows, ["--max_length=77"])
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == {
-        **{"rows_used": 4, "rows_skipped": 3, "examples": 5, "trained_tokens_seen": 90, "steps": 6},
-        **{"seconds": 2.0, "tokens_per_second": 360.0, "train_loss": 4.0, "eval_loss": 5.0},
+        **{
+            "rows_used": 4,
+            "rows_seen": 6,
+            "rows_skipped": 3,
+            "examples": 5,
+            "trained_tokens_seen": 90,
+            "steps": 6,
+        },
+        **{"seconds": 2.0, "tokens_per_second": 360.0, "loss": 4.0, "eval_loss": 5.0},
         **{"peak_memory_gb": 2.0, "peak_memory_reserved_gb": 3.0, "peak_memory_counted_gb": 5.0},
     }
     (count, values), _ = counted.call_args

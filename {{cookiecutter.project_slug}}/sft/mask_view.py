@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.segment import Segment
 from rich.text import Text
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.config import harmless
@@ -18,6 +19,10 @@ SHOWN = 600  # characters of a long prompt that the terminal shows
 
 class SafeConsole(Console):
     """Prints every text as it is, without markup, and what would command the terminal as U+FFFD."""
+
+    def print(self, *args, **kwargs) -> None:
+        with tqdm.external_write_mode(self.file):  # a progress bar would be broken in two
+            super().print(*args, **kwargs)
 
     def render(self, *args, **kwargs) -> Iterable[Segment]:
         for part in super().render(*args, **kwargs):
