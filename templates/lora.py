@@ -1,18 +1,15 @@
-import inspect
 import warnings
-from collections import defaultdict
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sft.config import ProjectArguments, refuse_unknown
 from sft.model import load_model, load_whole
+from sft.targets import layer_names
 
 # peft asks by the old name, at every load
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
@@ -46,42 +43,6 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     # or each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model
-
-
-def layer_names(model: PreTrainedModel, targets: list[str] | str) -> list[str]:
-    """The linear layers in `targets`, where a word means several; refuses what no block has."""
-    targets = [targets] if isinstance(targets, str) else targets
-    layers = linear_layers(model)
-    missing = [word for word in targets if word not in layers]
-    if missing or not targets:
-        names = sorted({path.split(".")[-1] for path in layers["all_linear"]})
-        raise SystemExit(
-            f"target_modules: {', '.join(missing) or 'empty'} is in no block of this model; it has "
-            f"{', '.join(names) or 'no linear layers'}; attention, mlp and all_linear "
-            "mean several of them."
-        )
-    chosen = set().union(*(layers[word] for word in targets))
-    # peft takes every layer of a name: the path says which where only some of them are chosen
-    names = {path: path.split(".")[-1] for path in chosen}
-    return sorted({name if layers[name] <= chosen else path for path, name in names.items()})
-
-
-def linear_layers(model: PreTrainedModel) -> dict[str, set[str]]:
-    """The paths of the linear layers in a block, such as self_attn.q_proj, by word, name and path.
-
-    Attention is what takes the attention mask, whatever its name.
-    """
-    layers = defaultdict(set)
-    for block in model.modules():
-        if isinstance(block, GradientCheckpointingLayer):
-            for child, part in block.named_children():
-                inputs = inspect.signature(type(part).forward).parameters
-                word = "attention" if "attention_mask" in inputs else "mlp"
-                for path, module in part.named_modules(prefix=child):
-                    if isinstance(module, nn.Linear):  # bitsandbytes' layers are, too
-                        for key in (word, "all_linear", path, path.split(".")[-1]):
-                            layers[key].add(path)
-    return layers
 
 
 def load_trained(

@@ -16,6 +16,7 @@ from conftest import MENUS, PROJECT
 # the files with a condition in their names
 ONLY_WITH = {
     "merge.py": lambda answers: answers["lora_targets"] != "full",
+    "sft/targets.py": lambda answers: answers["lora_targets"] != "full",
     "launch/fsdp2.yaml": lambda answers: answers["quantization"] == "none",
     "sft/attention.py": lambda answers: answers["collator"] == "padding_free",
 }
@@ -48,6 +49,8 @@ FOREIGN = {
 GENERAL = r"answers\.json|sft/mask/.*|tests/(oracle|test_mask)\.py"
 # phrases of a file that may: what they say holds for every answer, but for the lesson's
 ALLOWED = {
+    # all number formats beside each other, and another answer to switch to
+    "LESSONS.md": r"\| (int8|4 bits) \||\"collator\": \"\w+\"",
     "vram.py": r"(?i)weights in 4 bits|4-bit numbers|every weight",  # --lesson compares with them
     "sft/count.py": r"\"lora_\" in name",  # where there is an adapter
     "sft/memory.py": r"\"lora_alpha\"",  # a key that is no size

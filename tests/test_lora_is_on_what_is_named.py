@@ -53,7 +53,7 @@ def named(model_type: str, targets: list[list[str]]) -> list:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from sft.adapter import layer_names
+    from sft.targets import layer_names
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type))

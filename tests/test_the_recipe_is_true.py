@@ -14,9 +14,11 @@ from conftest import MENUS, PROJECT, TEMPLATE, config_of, in_project
 ROWS = [{"question": f"What is {n} plus {n}?", "answer": f"It is {2 * n}."} for n in range(12)]
 QUESTIONS = '''"""One row is one question of a quiz, and its answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 OPTIONAL_COLUMNS = []
+IS_CHAT = False
 
 
 @dataclass(kw_only=True)
@@ -45,6 +47,11 @@ def to_conversation(row: dict, args: DatasetArguments) -> dict:
         {"role": "assistant", "content": row["answer"]},
     ]
     return {"messages": messages, "chat_template_kwargs": args.chat_template_kwargs}
+
+
+def typed_message(read: Callable[[str], str], args: DatasetArguments) -> str:
+    """A question, as it is typed."""
+    return args.quiz_prefix + read("question")
 '''
 
 

@@ -34,7 +34,7 @@ def says(script: str, words: list[str]) -> str:
 OPTIONS = {
     "train": ["smoke"],
     "preview": ["smoke", "clean"],
-    "chat": ["prompt", "model", "max_new_tokens", "sample"],
+    "chat": ["prompt", "base", "model", "max_new_tokens", "sample"],
     "merge": ["to"],
 }
 
