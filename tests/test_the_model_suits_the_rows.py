@@ -103,6 +103,9 @@ SETTINGS = {
     "--lr_scheduler_type cosine_with_min_lr": "min_lr",
     '--lr_scheduler_kwargs={"turns":3}': "unexpected keyword argument 'turns'",
     '--accelerator_config={"turns":3}': "unexpected keyword argument 'turns'",
+    '--activation_checkpointing_kwargs={"use_reentrant":true,"turns":3}': "g_kwargs: Unexpected",
+    '--activation_checkpointing_kwargs={"use_reentrant":false,"turns":3}': "argument 'turns'",
+    "--metric_for_best_model rouge": "metric_for_best_model is not in METRICS of sft/trainer.py",
     "--dataloader_num_workers -1": "num_workers option should be non-negative",
     "--fsdp full_shard": "Using fsdp only works in distributed training",
 }
@@ -117,6 +120,10 @@ def test_a_setting_that_the_trainer_refuses_is_refused_at_the_start(project, opt
 
 PASSES = ["--label_smoothing_factor=0.1", "--train_sampling_strategy=group_by_length"]
 PASSES += ["--optim=paged_adamw_8bit", "--lr_scheduler_type=reduce_lr_on_plateau", "--bf16=true"]
+PASSES += [
+    "--metric_for_best_model=eval_loss",
+    "--activation_checkpointing_kwargs={use_reentrant: false, early_stop: false}",
+]
 PASSES += ["--optim=adafactor", "--torch_compile=true", "--neftune_noise_alpha=5"]
 
 
