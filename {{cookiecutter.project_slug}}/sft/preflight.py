@@ -70,8 +70,13 @@ def check_model(args: ProjectArguments) -> int:
             "(every model has eager)"
         ) from None
     embeddings = model.get_input_embeddings().num_embeddings
-    with torch.device("meta"), suppress(Exception):  # but for SystemExit: no layer of that name
-        add_adapter(model, args)
+    try:
+        with torch.device("meta"):
+            add_adapter(model, args)
+    except Exception as error:
+        if "meta" not in f"{error}".lower():  # else it is what a tensor without data cannot do
+            why = f"{one_line(error)} (of {args.adapter})"
+            raise SystemExit(f"config.yaml or the command line: {why}") from None
     return embeddings
 
 
