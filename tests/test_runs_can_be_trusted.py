@@ -277,8 +277,9 @@ def run_out_of_memory(options: list, gib: float) -> tuple[str, str]:
     return printed.getvalue(), last
 
 
-def test_out_of_memory_ends_with_what_helps_on_that_card(project):
-    options = [*SMALL, "--output_dir=full", "--activation_checkpointing=false"]
+@pytest.mark.parametrize("option", ["--auto_find_batch_size=false", "--auto_find_batch_size"])
+def test_out_of_memory_ends_with_what_helps_on_that_card(project, option):
+    options = [*SMALL, "--output_dir=full", "--activation_checkpointing=false", option]
     printed, last = in_project(project, run_out_of_memory, options, 0.4)
     assert "With these settings a card of" in printed and "won't" in printed
     assert "What would help to fit 0.4 GB" in printed
