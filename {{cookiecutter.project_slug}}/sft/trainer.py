@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from sft.checkpoints import delete_older, seal
 from sft.stopping import Stopping
 
-METRICS = ["loss"]  # of an evaluation, each with eval_ before it; add what `compute_metrics` does
+METRICS = ["loss"]  # that an evaluation gives; add yours
 
 
 class Trainer(transformers.Trainer):
