@@ -9,6 +9,8 @@ from string import Formatter
 
 # the answers arrive as a JSON text in a JSON text: whatever is in them, this stays one literal
 COOKIECUTTER = json.loads({{ cookiecutter | tojson | tojson }})
+# `_repo_dir` may be relative; this file is rendered in the template's folder, and run elsewhere
+TEMPLATE = Path({{ lipsum.__globals__.os.getcwd() | tojson }})  # Jinja's lipsum knows os
 
 # names that Windows keeps for devices
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
@@ -27,17 +29,10 @@ def refusal(answers):
     )
 
 
-def template_of(answers):
-    """Its folder: `cookiecutter .` is relative to where it was started, and hooks run elsewhere."""
-    return Path(os.environ.get("PWD", ""), answers["_repo_dir"]) if "_repo_dir" in answers else Path()
-
-
 def unknown_answer(answers):
     """A replayed answer may be one that is not offered any more; cookiecutter does not look."""
-    menus = template_of(answers) / "cookiecutter.json"
-    if not menus.is_file():
-        return None  # an updater renders from a copy, after cookiecutter itself has compared
-    for name, offered in json.loads(menus.read_text(encoding="utf-8")).items():
+    menus = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+    for name, offered in menus.items():
         if isinstance(offered, list) and not name.startswith("_") and answers[name] not in offered:
             return f"{name} is {answers[name]!r}, which is not offered; choose one of {', '.join(offered)}."
     return None
@@ -54,8 +49,7 @@ def bad_slug(slug):
 
 def name_of_a_dependency(answers):
     """pip takes a project of that name for the dependency, and finds that it needs itself."""
-    template = template_of(answers)
-    files = [*template.glob("constraints.txt"), *template.glob("*/pyproject.toml")]
+    files = [*TEMPLATE.glob("constraints.txt"), *TEMPLATE.glob("*/pyproject.toml")]
     lines = "\n".join(file.read_text(encoding="utf-8") for file in files)
     # "datasets>=5.2,<6" of the one, datasets==5.2.0 of the other
     names = re.findall(r'^[\s"]*([\w.-]+)[>=]=|"([\w.-]+)>=', lines, re.MULTILINE)

@@ -51,10 +51,12 @@ def test_refused(bake, tmp_path, capfd, answers, sentence):
         assert sentence in said[0]
 
 
-def test_a_dependency_is_known_to_a_template_that_is_given_as_a_dot(tmp_path):
-    command = f"'{sys.executable}' -m cookiecutter . --no-input -o '{tmp_path}' project_slug=peft"
-    command = ["sh", "-c", f"cd '{TEMPLATE}' && {command}"]
-    run = subprocess.run(command, capture_output=True, text=True)
+@pytest.mark.parametrize("started", [".", "tests"])  # without a shell, PWD is of another folder
+def test_a_dependency_is_known_to_a_template_that_is_given_by_a_relative_path(tmp_path, started):
+    path = {".": ".", "tests": ".."}[started]
+    command = [sys.executable, "-m", "cookiecutter", path, "--no-input", "-o", tmp_path]
+    command = [*command, "project_slug=peft"]
+    run = subprocess.run(command, cwd=TEMPLATE / started, capture_output=True, text=True)
     assert run.returncode != 0
     assert run.stderr.startswith("Refused: project_slug 'peft' is the name of a package")
     assert not list(tmp_path.iterdir())

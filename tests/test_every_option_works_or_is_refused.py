@@ -161,6 +161,7 @@ OPTIONS = [
         f"{EVALUATED} {SAVED} --load_best_model_at_end=true",
         differs("best"),
     ),
+    ("metric_for_best_model=m", "", "is not in METRICS"),
     (
         "greater_is_better=true",
         f"{EVALUATED} {SAVED} --load_best_model_at_end=true",
@@ -282,7 +283,9 @@ def make_attempt():
     from transformers.trainer_pt_utils import EvalLoopContainer
 
     import train
+    from sft.trainer import METRICS
 
+    METRICS.append("n")  # as an owner does
     seen = SimpleNamespace()
 
     class Trainer(train.Trainer):

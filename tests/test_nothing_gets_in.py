@@ -146,10 +146,38 @@ def under_a_template(template: str) -> str:
     return ""
 
 
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+OF_SOME = f"{{% if 'stop' in messages|string %}}{LOOP}{{% endif %}}"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_chat_template_without_end_for_some_row_is_stopped(bake_once, processes):
+    project = bake_once.project(project_slug="masks", dataset_format="messages")
+    said = in_project(project, rows_under_a_template, OF_SOME, processes)
+    assert said == "The chat template takes over 1 seconds for a conversation."
+
+
+def rows_under_a_template(template: str, processes: int) -> str:
+    from datasets import Dataset
+    from masks import CONTROL, chat, tokenizer_with
+
+    from sft.config import load_config
+    from sft.examples import encode_rows
+    from sft.mask import batch
+    from sft.mask import template as asked
+
+    batch.MOST_SECONDS = asked.MOST_SECONDS = 1
+    rows = [{"messages": chat(f"user: {word}", "assistant: Hello")} for word in ("go", "stop")]
+    args, _ = load_config(["--use_cpu=true", f"--dataset_num_proc={processes}"])
+    with pytest.raises(SystemExit) as ended:
+        encode_rows(Dataset.from_list(rows), tokenizer_with(template, CONTROL, "</s>"), args)
+    return ended.value.code
+
+
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        LOOP,
         "{% set a = namespace(x='a') %}{% for i in range(60) %}{% set a.x = a.x * 2 %}{% endfor %}",
         "{{ 'a' * 10**12 }}",
     ],

@@ -103,6 +103,9 @@ SETTINGS = {
     "--lr_scheduler_type cosine_with_min_lr": "min_lr",
     '--lr_scheduler_kwargs={"turns":3}': "unexpected keyword argument 'turns'",
     '--accelerator_config={"turns":3}': "unexpected keyword argument 'turns'",
+    '--activation_checkpointing_kwargs={"use_reentrant":true,"turns":3}': "g_kwargs: Unexpected",
+    '--activation_checkpointing_kwargs={"use_reentrant":false,"turns":3}': "argument 'turns'",
+    "--metric_for_best_model rouge": "metric_for_best_model is not in METRICS of sft/trainer.py",
     "--dataloader_num_workers -1": "num_workers option should be non-negative",
     "--fsdp full_shard": "Using fsdp only works in distributed training",
 }
@@ -117,6 +120,10 @@ def test_a_setting_that_the_trainer_refuses_is_refused_at_the_start(project, opt
 
 PASSES = ["--label_smoothing_factor=0.1", "--train_sampling_strategy=group_by_length"]
 PASSES += ["--optim=paged_adamw_8bit", "--lr_scheduler_type=reduce_lr_on_plateau", "--bf16=true"]
+PASSES += [
+    "--metric_for_best_model=eval_loss",
+    "--activation_checkpointing_kwargs={use_reentrant: false, early_stop: false}",
+]
 PASSES += ["--optim=adafactor", "--torch_compile=true", "--neftune_noise_alpha=5"]
 
 
@@ -124,3 +131,37 @@ PASSES += ["--optim=adafactor", "--torch_compile=true", "--neftune_noise_alpha=5
 def test_a_setting_that_works_is_not_refused(project, option):
     words = [*SMALL, "--dataset=nowhere.jsonl", "--output_dir=start", option]
     assert "'nowhere.jsonl' does not exist" in in_project(project, what_is_said, words)
+
+
+LORA = {
+    "init_lora_weights: foo": "Unknown initialization init_lora_weights='foo'",
+    "init_lora_weights: 3": "'init_lora_weights': 3",
+    "bias: maybe": "Requested bias: maybe",
+    "layers_to_transform: x": "'layers_to_transform': 'x'",
+    "layers_to_transform: [99]": "not found in the base model",
+    "rank_pattern: 3": "'rank_pattern': 3",
+    "rank_pattern: {q_proj: x}": "'rank_pattern': {'q_proj': 'x'}",
+    "trainable_token_indices: x": "'trainable_token_indices': 'x'",
+    "lora_bias: true\nuse_dora: true": "lora_bias=True is not supported for DoRA",
+}
+LORA_PASSES = [f"init_lora_weights: {way}" for way in "pissa pissa_niter_2 olora gaussian".split()]
+LORA_PASSES += ["init_lora_weights: orthogonal", "init_lora_weights: false", "use_dora: true"]
+LORA_PASSES += ["use_rslora: true", "bias: all", "rank_pattern: {q_proj: 4}", "lora_bias: true"]
+LORA_PASSES += ["modules_to_save: [embed_tokens]", "trainable_token_indices: [5]"]
+
+
+def test_what_peft_refuses_is_refused_before_the_weights_are_loaded(project):
+    lora = LORA | dict.fromkeys(LORA_PASSES, "'nowhere.jsonl' does not exist")
+    said = in_project(project, said_of_lora, [*lora])
+    for (key, sentence), what in zip(lora.items(), said, strict=True):
+        assert sentence in what and len(what.splitlines()) == 1, (key, what)
+
+
+def said_of_lora(lines: list[str]) -> list[str]:
+    config = Path("config.yaml").read_text()
+    said = []
+    for line in lines:
+        Path("config.yaml").write_text(f"{config}{line}\n")
+        said.append(what_is_said([*SMALL, "--dataset=nowhere.jsonl", "--output_dir=lora"]))
+    Path("config.yaml").write_text(config)
+    return said

@@ -33,7 +33,9 @@ def main(argv: list[str]) -> Path:
     """Train; where memory does not suffice, say what would help."""
     try:
         return train(argv)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # the second one is accelerate's, of auto_find_batch_size
+        if not isinstance(error, torch.OutOfMemoryError) and "No executable" not in str(error):
+            raise
         _, overrides = parse(argv, __doc__, smoke=False)
         _, training_args = load_config(overrides, choose)
         raise SystemExit(vram.advise(training_args, overrides, find_card().gib)) from None

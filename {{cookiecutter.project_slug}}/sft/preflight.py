@@ -8,6 +8,7 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.liger import apply_liger_kernel
@@ -16,6 +17,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from sft.adapter import add_adapter, check_adapter
 from sft.config import ProjectArguments, one_line
 from sft.model import load, supported_dtype
+from sft.trainer import METRICS
 
 
 def check_settings(args: TrainingArguments) -> None:
@@ -23,8 +25,11 @@ def check_settings(args: TrainingArguments) -> None:
     args, model = copy(args), nn.Sequential(nn.Linear(1, 1))
     args.push_to_hub, model.config = False, PreTrainedConfig()
     args.optim_target_modules = args.optim_target_modules and "all-linear"  # of this model
-    rows = [{"input_ids": [0], "labels": [0], "length": 1}]
+    rows, what = [{"input_ids": [0], "labels": [0], "length": 1}], ""
     try:
+        if (args.metric_for_best_model or "loss").removeprefix("eval_") not in METRICS:
+            known = ", ".join(METRICS)
+            raise ValueError(f"metric_for_best_model is not in METRICS of sft/trainer.py: {known}")
         if args.use_liger_kernel:
             apply_liger_kernel(model, args.liger_kernel_config)
         trainer = transformers.Trainer(model, args, train_dataset=rows, eval_dataset=rows)
@@ -32,8 +37,11 @@ def check_settings(args: TrainingArguments) -> None:
         trainer.create_optimizer_and_scheduler(num_training_steps=1)
         if args.torch_compile:
             torch.compile(model, mode=args.torch_compile_mode)
+        if kwargs := args.activation_checkpointing_kwargs:
+            what = "activation_checkpointing_kwargs: "
+            checkpoint(model, torch.ones(1, 1, requires_grad=True), **kwargs)
     except Exception as error:
-        raise SystemExit(f"config.yaml or the command line: {one_line(error)}") from None
+        raise SystemExit(f"config.yaml or the command line: {what}{one_line(error)}") from None
 
 
 def check_model(args: ProjectArguments) -> int:
@@ -62,8 +70,13 @@ def check_model(args: ProjectArguments) -> int:
             "(every model has eager)"
         ) from None
     embeddings = model.get_input_embeddings().num_embeddings
-    with torch.device("meta"), suppress(Exception):  # but for SystemExit: no layer of that name
-        add_adapter(model, args)
+    try:
+        with torch.device("meta"):
+            add_adapter(model, args)
+    except Exception as error:
+        if "meta" not in f"{error}".lower():  # else it is what a tensor without data cannot do
+            why = f"{one_line(error)} (of {args.adapter})"
+            raise SystemExit(f"config.yaml or the command line: {why}") from None
     return embeddings
 
 

@@ -12,6 +12,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from sft.checkpoints import delete_older, seal
 from sft.stopping import Stopping
 
+METRICS = ["loss"]  # that an evaluation gives; add yours
+
 
 class Trainer(transformers.Trainer):
     """`eval_loss` is the mean over trained tokens; transformers' is the mean of the batches' means.

@@ -28,9 +28,11 @@ STEPS = (
     tokenize,  # text to ids, replies to spans of ids
     label,  # spans to labels
 )
-
-
 MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
+
+
+class Endless(SystemExit, Exception):
+    """Ends the program with its text, also from a worker process: only Exceptions leave those."""
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def limited() -> Iterator[None]:
     import resource
 
     def stop(*_) -> None:
-        raise SystemExit(f"The chat template takes over {MOST_SECONDS} seconds for a conversation.")
+        raise SystemExit(f"{MOST_SECONDS} seconds for a conversation")
 
     used = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -55,8 +57,9 @@ def limited() -> Iterator[None]:
     set_clock(CLOCK, MOST_SECONDS)
     try:
         yield
-    except MemoryError:
-        raise SystemExit(f"The chat template takes over {MOST_BYTES / 2**30:g} GB.") from None
+    except (MemoryError, SystemExit) as ended:
+        most = ended if isinstance(ended, SystemExit) else f"{MOST_BYTES / 2**30:g} GB"
+        raise Endless(f"The chat template takes over {most}.") from None
     finally:
         set_clock(CLOCK, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
