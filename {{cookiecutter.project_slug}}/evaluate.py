@@ -23,20 +23,17 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
-from datasets import Dataset
 from rich.progress import track
 from rich.table import Table
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
-from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers import TrainingArguments
 
 from sft.adapter import load_trained
 from sft.answers import Question, ask, to_question, write_answers
 from sft.cache import fingerprint
 from sft.checkpoints import read_manifest
 from sft.collator import get_collator
-from sft.config import ProjectArguments, load_config, parse, run, say
+from sft.config import load_config, parse, run, say
 from sft.examples import make_examples
 from sft.mask_view import console
 from sft.model import load_model, load_tokenizer
@@ -48,8 +45,12 @@ from sft.trainer import LogitsWhereTrained
 MODELS = ["base", "final"]
 ROUGE = RougeScorer(["rougeL"])
 RESAMPLES = 1000
+FIGURES = ("value", "low", "high", "difference", "difference_low", "difference_high")
+SHOWN = "{value:,.4g} ({low:,.4g} to {high:,.4g})"
+BESIDE = "\n{difference:+,.4g} ({difference_low:+,.4g} to {difference_high:+,.4g})"
 
 
+@torch.no_grad()
 def main(argv: list[str]) -> Path:
     """Ask, measure, and return the path of evaluation.json."""
     options, overrides = parse(argv, __doc__, models=MODELS, split="", rows=0, max_new_tokens=0)
@@ -59,10 +60,9 @@ def main(argv: list[str]) -> Path:
     output_dir = Path(training_args.output_dir)
     folders = {"base": None, "final": output_dir / "final"}
     models = {name: folders.get(name, Path(name)) for name in map(str, options.models or MODELS)}
-    for folder in models.values():
-        if folder and not folder.is_dir():
-            fix = "run train.py, or name folders with --models"
-            raise SystemExit(f"{folder} does not exist; {fix}.")
+    for folder in filter(None, models.values()):
+        if not folder.is_dir():
+            raise SystemExit(f"{folder} does not exist; run train.py, or name others by --models.")
     trained = [one for one in (folders["final"], *models.values()) if one and one.is_dir()]
     was = read_manifest(trained[0]).get("run") or {} if trained else {}
     given = {word[2:].partition("=")[0] for word in overrides}
@@ -88,14 +88,34 @@ def main(argv: list[str]) -> Path:
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         key = fingerprint(examples._fingerprint, options.max_new_tokens, vars(args), stats)
         file = output_dir / f"evaluation/{Path(name).name}-{key}.jsonl"
-        found[name] = answer_all(folder, file, examples, questions, tokenizer, args, training_args)
-        clear_device_cache(garbage_collection=True)  # of one model before the next comes
+        done = kept(file)
+        if rest := [row for row in range(len(questions)) if row not in done]:
+            model = load_trained(folder, args) if folder else load_model(args)
+            if model.device != training_args.device:  # a quantized model is there already
+                model.to(training_args.device)
+            stop_at(model.eval(), stop_tokens(tokenizer))
+            collate = LogitsWhereTrained(get_collator(tokenizer, model))
+            model.set_attn_implementation(args.attn_implementation)  # the collator's can't generate
+            size = training_args.per_device_eval_batch_size
+            asked = ask(model, tokenizer, [questions[row] for row in rest], size)
+            for at, answer in track(asked, name, len(questions), len(done), console=console):
+                batch = send_to_device(collate([examples[rest[at]]]), model.device)
+                trained = len(batch["labels"])
+                loss = {"loss": float(model(**batch).loss) * trained, "trained": trained}
+                done[rest[at]] = {"row": rest[at], **asdict(answer), **loss}
+                with file.open("a", encoding="utf-8") as lines:
+                    print(json.dumps(done[rest[at]]), file=lines)
+            del model
+            clear_device_cache(garbage_collection=True)  # the next model needs the memory
+        found[name] = [done[row] for row in range(len(questions))]
 
     base = "base" if "base" in found else [*found][0]
     metrics = summarize(questions, found, base)
     table = Table("", *found, title=f"{what} (95% interval, difference to {base})")
     for metric in metrics[base]:
-        table.add_row(metric, *(shown(metrics[name][metric], name != base) for name in found))
+        figures = [(SHOWN + BESIDE * (name != base), metrics[name][metric]) for name in found]
+        cells = [form.format(**one) if one["value"] is not None else "-" for form, one in figures]
+        table.add_row(metric, *cells)
     console.print(table)
     path = output_dir / "evaluation.json"
     summary = {"rows": what, "differences_to": base, "models": metrics}
@@ -105,41 +125,14 @@ def main(argv: list[str]) -> Path:
     return path
 
 
-@torch.no_grad()
-def answer_all(
-    folder: Path | None,
-    file: Path,
-    examples: Dataset,
-    questions: list[Question],
-    tokenizer: Tokenizer,
-    args: ProjectArguments,
-    training_args: TrainingArguments,
-) -> list[dict]:
-    """Each row's answer and the loss of its reference; those in `file` are not asked again."""
+def kept(file: Path) -> dict[int, dict]:
+    """What `file` has already, by row; takes half a line out of it, as a kill leaves one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     text = file.read_text(encoding="utf-8")
-    os.truncate(file, text.rfind("\n") + 1)  # half a line, of a run that was killed
-    done = {one["row"]: one for one in map(json.loads, text[: text.rfind("\n") + 1].splitlines())}
-    rest = [row for row in range(len(questions)) if row not in done]
-    if rest:
-        model = load_trained(folder, args) if folder else load_model(args)
-        if model.device != training_args.device:  # a quantized model is there already
-            model.to(training_args.device)
-        stop_at(model.eval(), stop_tokens(tokenizer))
-        collate = LogitsWhereTrained(get_collator(tokenizer, model))
-        model.set_attn_implementation(args.attn_implementation)  # the collator's can't generate
-        size = training_args.per_device_eval_batch_size
-        asked = ask(model, tokenizer, [questions[row] for row in rest], size)
-        with file.open("a", encoding="utf-8") as out:
-            for at, answer in track(asked, file.stem, len(questions), len(done), console=console):
-                row = rest[at]
-                batch = send_to_device(collate([examples[row]]), model.device)
-                trained = len(batch["labels"])
-                loss = float(model(**batch).loss) * trained  # the sum of -log p
-                done[row] = {"row": row, **asdict(answer), "loss": loss, "trained": trained}
-                print(json.dumps(done[row]), file=out, flush=True)
-    return [done[row] for row in range(len(questions))]
+    os.truncate(file, text.rfind("\n") + 1)
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return {found["row"]: found for found in map(json.loads, lines)}
 
 
 def measure(question: Question, found: dict) -> dict[str, tuple[float, float]]:
@@ -161,43 +154,30 @@ def measure(question: Question, found: dict) -> dict[str, tuple[float, float]]:
 
 
 def summarize(questions: list[Question], found: dict[str, list[dict]], base: str) -> dict:
-    """By model and metric the `value`, and the bounds of its 95% interval, `low` and `high`.
+    """`FIGURES` by model and metric, as floats; as None where there is nothing to divide by.
 
-    The bootstrap draws rows with replacement, the same for every model: `difference`, likewise,
-    is paired with the model `base`. None is where there is nothing to divide by.
+    An interval is the bootstrap's, over rows that are drawn with replacement. They are the same for
+    all models, so that differences, to the model `base`, are paired.
     """
     measured = [[*map(measure, questions, rows)] for rows in found.values()]
     parts = np.array([[[*row.values()] for row in rows] for rows in measured], dtype=float)
     count = parts.shape[1]  # of (models, rows, metrics, 2)
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    sums = np.stack([parts[:, drawn].sum(axis=1) for drawn in (np.arange(count), *draws)])
+    sums = np.stack([parts[:, rows].sum(axis=1) for rows in (np.arange(count), *draws)])
     with np.errstate(invalid="ignore"):
         values = sums[..., 0] / sums[..., 1]  # of shape (1 + RESAMPLES, models, metrics)
     values[..., 1] = np.exp(values[..., 0])  # perplexity
-    differences = values - values[:, [[*found].index(base)]]
+    figures = []
+    for these in (values, values - values[:, [[*found].index(base)]]):
+        figures += [these[0], *np.percentile(these[1:], (2.5, 97.5), axis=0)]
+    figures = np.where(np.isfinite(figures).all(axis=0), figures, None)
     return {
         name: {
-            metric: interval(values[:, i, j]) | {"difference": interval(differences[:, i, j])}
+            metric: dict(zip(FIGURES, figures[:, i, j], strict=True))
             for j, metric in enumerate(measured[0][0])
         }
         for i, name in enumerate(found)
     }
-
-
-def interval(values: np.ndarray) -> dict[str, float | None]:
-    """The first value, and the bounds of the middle 95% of the others."""
-    numbers = map(float, (values[0], *np.percentile(values[1:], (2.5, 97.5))))
-    numbers = numbers if np.isfinite(values).all() else [None] * 3
-    return dict(zip(("value", "low", "high"), numbers, strict=True))
-
-
-def shown(figure: dict, with_difference: bool) -> str:
-    """Such as "0.312 (0.250 to 0.371)", and below it the difference."""
-    if figure["value"] is None:
-        return "-"
-    text = "{value:,.4g} ({low:,.4g} to {high:,.4g})".format(**figure)
-    difference = "\n{value:+,.4g} ({low:+,.4g} to {high:+,.4g})".format(**figure["difference"])
-    return text + difference * with_difference
 
 
 if __name__ == "__main__":

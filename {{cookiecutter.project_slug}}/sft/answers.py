@@ -50,16 +50,13 @@ class Answer:
 
 
 def to_question(example: dict, tokenizer: Tokenizer, limit: int = 0) -> Question:
-    """`input_ids` up to the last run of labels, and that run.
-
-    Without a `limit` an answer may have twice the reference's tokens and 16.
-    """
+    """`input_ids` up to the last run of labels, and that run; `limit` 0 is twice its tokens and 16."""
     ids, labels = example["input_ids"], example["labels"]
     end = max(at for at, label in enumerate(labels) if label != -100) + 1
     start = max((at for at in range(end) if labels[at] == -100), default=-1) + 1
     reference = tokenizer.decode(ids[start:end], skip_special_tokens=True)
-    limit = limit or 2 * (end - start) + 16
-    return Question(ids[:start], tokenizer.decode(ids[:start]), reference, limit)
+    prompt, limit = tokenizer.decode(ids[:start]), limit or 2 * (end - start) + 16
+    return Question(ids[:start], prompt, reference, limit)
 
 
 @torch.no_grad()
