@@ -258,7 +258,7 @@ REFUSED = {
     "no such run": (["--output_dir=none"], "none/final does not exist; run train.py, or"),
     "no such folder": (["--models", "final", "outputs/9"], "outputs/9 does not exist"),
     "no such split": (["--split=dev"], "data/sample.jsonl'.*dev"),
-    "nothing held out": (["--test_size=0"], "no held-out rows; name others: --dataset"),
+    "nothing held out": (["--test_size=0"], "holds out no rows; name others: --dataset"),
 }
 
 
@@ -274,6 +274,28 @@ def test_what_cannot_be_evaluated_is_refused_in_one_sentence(lora, case):
     options, sentence = REFUSED[case]
     said = in_project(lora, refused, options)
     assert re.search(sentence, said) and "\n" not in said
+
+
+def out_of_memory() -> str:
+    import evaluate as script
+    import torch
+
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    script.LogitsWhereTrained = full
+    return refused(["--models=final", "--rows=1"])
+
+
+def test_out_of_memory_ends_with_what_helps(lora):
+    assert "lower per_device_eval_batch_size" in in_project(lora, out_of_memory)
+
+
+def test_a_base_is_asked_before_anything_is_trained(lora):
+    """Its own tokenizer is taken, and the rows of the command line."""
+    options = ["--models=base", "--output_dir=new", "--base_model_path=twin", "--rows=2"]
+    found = in_project(lora, evaluate, "--dataset=data/sample.jsonl", *options)
+    assert found["rows"].startswith("the first 2 of 24 rows") and found["asked"] == [2]
 
 
 def test_it_runs_in_one_process(lora):

@@ -9,8 +9,7 @@ python evaluate.py --models base outputs/merged    base, final, or any folder of
   --rows              only the first so many
   --max_new_tokens    the most that an answer may have; 0: twice its reference's tokens and 16
 
-Keys of config.yaml that are not given have the values of the run. The score is sft/score.py's.
-Stopped, the same command goes on.
+Keys of config.yaml have the run's values, unless given. Stopped, the same command goes on.
 """
 
 import json
@@ -50,8 +49,16 @@ SHOWN = "{value:,.4g} ({low:,.4g} to {high:,.4g})"
 BESIDE = "\n{difference:+,.4g} ({difference_low:+,.4g} to {difference_high:+,.4g})"
 
 
-@torch.no_grad()
 def main(argv: list[str]) -> Path:
+    """Evaluate; where memory does not suffice, say what would help."""
+    try:
+        return evaluate(argv)
+    except torch.OutOfMemoryError:
+        raise SystemExit("Out of memory: lower per_device_eval_batch_size; it goes on.") from None
+
+
+@torch.no_grad()
+def evaluate(argv: list[str]) -> Path:
     """Ask, measure, and return the path of evaluation.json."""
     options, overrides = parse(argv, __doc__, models=MODELS, split="", rows=0, max_new_tokens=0)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -67,15 +74,14 @@ def main(argv: list[str]) -> Path:
     was = read_manifest(trained[0]).get("run") or {} if trained else {}
     given = {word[2:].partition("=")[0] for word in overrides}
     args = replace(args, **{key: was[key] for key in vars(args).keys() & was.keys() - given})
-    tokenizer = load_tokenizer(str(trained[0] if trained else args.base_model_path))
+    tokenizer = load_tokenizer(str(trained[0] if trained else args.base_model_path), args.revision)
 
     is_other = "dataset" in given and args.dataset != was.get("dataset")
     if split := options.split or ("train" if is_other else ""):
         args = replace(args, train_split=split, eval_split=split)
     examples = make_examples(load_rows(args), tokenizer, args)[0].get("evaluation")
     if not examples:
-        fix = "name others: --dataset test.jsonl, or --split test"
-        raise SystemExit(f"{args.dataset!r} has no held-out rows; {fix}.")
+        raise SystemExit(f"{args.dataset!r} holds out no rows; name others: --dataset, --split.")
     what = f"{len(examples):,} rows of {args.dataset}, {split or 'held out'}"
     if 0 < options.rows < len(examples):
         what = f"the first {options.rows:,} of {what}"
@@ -100,8 +106,8 @@ def main(argv: list[str]) -> Path:
             asked = ask(model, tokenizer, [questions[row] for row in rest], size)
             for at, answer in track(asked, name, len(questions), len(done), console=console):
                 batch = send_to_device(collate([examples[rest[at]]]), model.device)
-                trained = len(batch["labels"])
-                loss = {"loss": float(model(**batch).loss) * trained, "trained": trained}
+                count = len(batch["labels"])  # of the trained tokens; `loss` is summed over them
+                loss = {"loss": float(model(**batch).loss) * count, "trained": count}
                 done[rest[at]] = {"row": rest[at], **asdict(answer), **loss}
                 with file.open("a", encoding="utf-8") as lines:
                     print(json.dumps(done[rest[at]]), file=lines)
@@ -130,9 +136,9 @@ def kept(file: Path) -> dict[int, dict]:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     text = file.read_text(encoding="utf-8")
-    os.truncate(file, text.rfind("\n") + 1)
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return {found["row"]: found for found in map(json.loads, lines)}
+    whole = text[: text.rfind("\n") + 1]
+    os.truncate(file, len(whole))
+    return {found["row"]: found for found in map(json.loads, whole.splitlines())}
 
 
 def measure(question: Question, found: dict) -> dict[str, tuple[float, float]]:
@@ -161,9 +167,9 @@ def summarize(questions: list[Question], found: dict[str, list[dict]], base: str
     """
     measured = [[*map(measure, questions, rows)] for rows in found.values()]
     parts = np.array([[[*row.values()] for row in rows] for rows in measured], dtype=float)
-    count = parts.shape[1]  # of (models, rows, metrics, 2)
-    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    sums = np.stack([parts[:, rows].sum(axis=1) for rows in (np.arange(count), *draws)])
+    draws = np.random.default_rng(0).integers(len(questions), size=(RESAMPLES, len(questions)))
+    # each of shape (models, metrics, 2); first those of the rows as they are
+    sums = np.stack([parts[:, rows].sum(axis=1) for rows in (slice(None), *draws)])
     with np.errstate(invalid="ignore"):
         values = sums[..., 0] / sums[..., 1]  # of shape (1 + RESAMPLES, models, metrics)
     values[..., 1] = np.exp(values[..., 0])  # perplexity

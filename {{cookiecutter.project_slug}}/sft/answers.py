@@ -50,7 +50,7 @@ class Answer:
 
 
 def to_question(example: dict, tokenizer: Tokenizer, limit: int = 0) -> Question:
-    """`input_ids` up to the last run of labels, and that run; `limit` 0 is twice its tokens and 16."""
+    """The last run of labels, and `input_ids` up to it; `limit` 0: twice its tokens and 16."""
     ids, labels = example["input_ids"], example["labels"]
     end = max(at for at, label in enumerate(labels) if label != -100) + 1
     start = max((at for at in range(end) if labels[at] == -100), default=-1) + 1
