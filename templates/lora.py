@@ -58,5 +58,6 @@ def load_trained(
     base = load_model(replace(args, base_model_path=path), dtype)
     if dtype and getattr(base, "is_quantized", False):
         base = base.dequantize(dtype=dtype).to(dtype)
-    base.generation_config = GenerationConfig.from_pretrained(folder)
+    if (folder / "generation_config.json").exists():  # not in a checkpoint
+        base.generation_config = GenerationConfig.from_pretrained(folder)
     return PeftModel.from_pretrained(base, folder)

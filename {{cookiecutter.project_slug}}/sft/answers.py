@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -27,6 +28,7 @@ from sft.trainer import Trainer
 
 PAGE = ROOT / "sft/answers.html.jinja"
 SHOWN = 400  # characters of a prompt's end, and of a text, that the terminal shows
+ON_PAGE = 50  # rows
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Question:
     prompt_ids: list[int]
     prompt: str
     reference: str
-    tokens: int  # of the reference, with the end of its turn
+    limit: int  # tokens that an answer may have
 
 
 @dataclass
@@ -44,42 +46,45 @@ class Answer:
     text: str
     stopped: bool  # by itself, not at the limit of tokens
     tokens: int
+    seconds: float  # its share of the time that its batch took
 
 
-def to_question(example: dict, tokenizer: Tokenizer) -> Question:
-    """`input_ids` up to the last run of labels, and that run."""
+def to_question(example: dict, tokenizer: Tokenizer, limit: int = 0) -> Question:
+    """The last run of labels, and `input_ids` up to it; `limit` 0: twice its tokens and 16."""
     ids, labels = example["input_ids"], example["labels"]
     end = max(at for at, label in enumerate(labels) if label != -100) + 1
     start = max((at for at in range(end) if labels[at] == -100), default=-1) + 1
     reference = tokenizer.decode(ids[start:end], skip_special_tokens=True)
-    return Question(ids[:start], tokenizer.decode(ids[:start]), reference, end - start)
+    prompt, limit = tokenizer.decode(ids[:start]), limit or 2 * (end - start) + 16
+    return Question(ids[:start], prompt, reference, limit)
 
 
 @torch.no_grad()
 def ask(
     model: PreTrainedModel, tokenizer: Tokenizer, questions: list[Question], batch_size: int
 ) -> Iterator[tuple[int, Answer]]:
-    """Each question's position, shortest first, and its likeliest answer.
+    """Each question's position, longest first, and its likeliest answer.
 
-    An answer has at most twice its reference's tokens and 16. Prompts are padded on the left, so
-    that each answer follows its prompt. `model` has the tokens of `stop_at`.
+    Prompts are padded on the left, so that each answer follows its prompt. `model` has the tokens
+    of `stop_at`.
     """
     was_training, ends = model.training, model.generation_config.eos_token_id
     model.eval()
-    order = sorted(range(len(questions)), key=lambda at: len(questions[at].prompt_ids))
+    order = sorted(range(len(questions)), key=lambda at: -len(questions[at].prompt_ids))
     for first in range(0, len(order), batch_size):
-        positions = order[first : first + batch_size]
+        positions, start = order[first : first + batch_size], perf_counter()
         prompts = {"input_ids": [questions[at].prompt_ids for at in positions]}
         inputs = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
-        limits = [2 * questions[at].tokens + 16 for at in positions]
+        limits = [questions[at].limit for at in positions]
         how = {"max_new_tokens": max(limits), "do_sample": False}
         output = model.generate(**inputs, **how, pad_token_id=tokenizer.pad_token_id)
         answers = output[:, inputs["input_ids"].shape[1] :].tolist()
+        seconds = (perf_counter() - start) / len(positions)
         for at, limit, ids in zip(positions, limits, answers, strict=True):
             end = next((n for n, token in enumerate(ids[:limit], start=1) if token in ends), 0)
             ids = ids[: end or limit]
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            yield at, Answer(text, stopped=end > 0, tokens=len(ids))
+            yield at, Answer(text, stopped=end > 0, tokens=len(ids), seconds=seconds)
     model.train(was_training)
 
 
@@ -128,23 +133,31 @@ class Interview(TrainerCallback):
             self.trainer.log({"eval_score": metrics["eval_score"]})
 
 
+def write_answers(
+    questions: list[Question], by_model: dict[str, list[dict]], path: Path
+) -> list[dict]:
+    """Write the answers as .jsonl, the first of them as a page, .html; returns the lines."""
+    rows = [
+        {"prompt": one.prompt, "reference": one.reference}
+        | {name: answers[at] for name, answers in by_model.items()}
+        for at, one in enumerate(questions)
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.with_suffix(".jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    template = Template(PAGE.read_text(encoding="utf-8"), autoescape=True)
+    page = template.render(rows=rows[:ON_PAGE], names=[*by_model], differences=differences)
+    path.with_suffix(".html").write_text(page, encoding="utf-8")
+    return rows
+
+
 def show_answers(
     questions: list[Question], by_model: dict[str, list[Answer]], folder: Path
 ) -> None:
     """Print the answers of each model, and write them to answers.jsonl and answers.html."""
     if not any(by_model.values()):
         return
-    rows = [
-        {"prompt": one.prompt, "reference": one.reference}
-        | {name: asdict(answers[at]) for name, answers in by_model.items()}
-        for at, one in enumerate(questions)
-    ]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    (folder / "answers.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    template = Template(PAGE.read_text(encoding="utf-8"), autoescape=True)
-    page = template.render(rows=rows, names=[*by_model], differences=differences)
-    (folder / "answers.html").write_text(page, encoding="utf-8")
-    for number, row in enumerate(rows, start=1):
+    found = {name: [*map(asdict, answers)] for name, answers in by_model.items()}
+    for number, row in enumerate(write_answers(questions, found, folder / "answers"), start=1):
         table = Table(title=f"Held-out row {number}", show_header=False, title_justify="left")
         table.add_row("prompt", Text(shortened(row["prompt"]), "grey62"))
         table.add_row("reference", Text(shortened(row["reference"]), "green"))

@@ -23,8 +23,9 @@ def hash_file(file: Path) -> str:
 
 
 def fingerprint(*contents: object) -> str:
-    """A name for what is made of these by the code of sft/."""
-    code = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "sft").rglob("*.py"))]
+    """A name for what is made of these by the code of sft/; the score makes nothing."""
+    files = sorted({*(ROOT / "sft").rglob("*.py")} - {ROOT / "sft/score.py"})
+    code = [file.read_text(encoding="utf-8") for file in files]
     return Hasher.hash([*contents, code])
 
 

@@ -151,7 +151,7 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
 
 
 def _refuse_another_run(folder: Path, run: dict, accept_changed_code: bool) -> None:
-    was = _manifest(folder).get("run") or {}
+    was = read_manifest(folder).get("run") or {}
     keys = sorted(key for key in was.keys() | run if was.get(key) != run.get(key))
     if accept_changed_code:
         keys = [key for key in keys if not key.endswith(".py")]
@@ -168,7 +168,8 @@ def _refuse_another_run(folder: Path, run: dict, accept_changed_code: bool) -> N
         )
 
 
-def _manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> dict:
+    """What `seal` wrote, or {}."""
     with suppress(OSError, ValueError):
         return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     return {}
@@ -176,7 +177,7 @@ def _manifest(folder: Path) -> dict:
 
 def _damage(folder: Path) -> str:
     """What keeps a checkpoint from being resumed, or ""."""
-    hashes = _manifest(folder).get("files")
+    hashes = read_manifest(folder).get("files")
     if not hashes:
         return f"{MANIFEST} is missing or damaged, as after a kill while saving"
     broken = [name for name, found in hashes.items() if hash_file(folder / name) != found]

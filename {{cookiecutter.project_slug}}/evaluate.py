@@ -1,0 +1,190 @@
+"""Ask base and tuned model what was held out: answers and metrics side by side, with intervals.
+
+python evaluate.py                                 the rows that the run held out
+python evaluate.py --dataset test.jsonl            all rows of another file
+python evaluate.py --models base outputs/merged    base, final, or any folder of a model
+
+  --models            which are asked; base final
+  --split             all rows of this split of the dataset, such as test
+  --rows              only the first so many
+  --max_new_tokens    the most that an answer may have; 0: twice its reference's tokens and 16
+
+Keys of config.yaml have the run's values, unless given. Stopped, the same command goes on.
+"""
+
+import json
+import os
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache
+from rich.progress import track
+from rich.table import Table
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import sentence_chrf
+
+from sft.adapter import load_trained
+from sft.answers import Question, ask, to_question, write_answers
+from sft.cache import fingerprint
+from sft.checkpoints import read_manifest
+from sft.collator import get_collator
+from sft.config import load_config, parse, run, say
+from sft.examples import make_examples
+from sft.mask_view import console
+from sft.model import load_model, load_tokenizer
+from sft.rows import load_rows
+from sft.score import score
+from sft.stop_tokens import stop_at, stop_tokens
+from sft.trainer import LogitsWhereTrained
+
+MODELS = ["base", "final"]
+ROUGE = RougeScorer(["rougeL"])
+RESAMPLES = 1000
+FIGURES = ("value", "low", "high", "difference", "difference_low", "difference_high")
+SHOWN = "{value:,.4g} ({low:,.4g} to {high:,.4g})"
+BESIDE = "\n{difference:+,.4g} ({difference_low:+,.4g} to {difference_high:+,.4g})"
+
+
+def main(argv: list[str]) -> Path:
+    """Evaluate; where memory does not suffice, say what would help."""
+    try:
+        return evaluate(argv)
+    except torch.OutOfMemoryError:
+        raise SystemExit("Out of memory: lower per_device_eval_batch_size; it goes on.") from None
+
+
+@torch.no_grad()
+def evaluate(argv: list[str]) -> Path:
+    """Ask, measure, and return the path of evaluation.json."""
+    options, overrides = parse(argv, __doc__, models=MODELS, split="", rows=0, max_new_tokens=0)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise SystemExit("One process evaluates: start it by python evaluate.py.")
+    args, training_args = load_config(overrides)
+    output_dir = Path(training_args.output_dir)
+    folders = {"base": None, "final": output_dir / "final"}
+    models = {name: folders.get(name, Path(name)) for name in map(str, options.models or MODELS)}
+    for folder in filter(None, models.values()):
+        if not folder.is_dir():
+            raise SystemExit(f"{folder} does not exist; run train.py, or name others by --models.")
+    trained = [one for one in (folders["final"], *models.values()) if one and one.is_dir()]
+    was = read_manifest(trained[0]).get("run") or {} if trained else {}
+    given = {word[2:].partition("=")[0] for word in overrides}
+    args = replace(args, **{key: was[key] for key in vars(args).keys() & was.keys() - given})
+    tokenizer = load_tokenizer(str(trained[0] if trained else args.base_model_path), args.revision)
+
+    is_other = "dataset" in given and args.dataset != was.get("dataset")
+    if split := options.split or ("train" if is_other else ""):
+        args = replace(args, train_split=split, eval_split=split)
+    examples = make_examples(load_rows(args), tokenizer, args)[0].get("evaluation")
+    if not examples:
+        raise SystemExit(f"{args.dataset!r} holds out no rows; name others: --dataset, --split.")
+    what = f"{len(examples):,} rows of {args.dataset}, {split or 'held out'}"
+    if 0 < options.rows < len(examples):
+        what = f"the first {options.rows:,} of {what}"
+        examples = examples.select(range(options.rows))
+    questions = [to_question(example, tokenizer, options.max_new_tokens) for example in examples]
+
+    found = {}
+    for name, folder in models.items():
+        files = sorted((folder or Path(args.base_model_path)).glob("*"))
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        key = fingerprint(examples._fingerprint, options.max_new_tokens, vars(args), stats)
+        file = output_dir / f"evaluation/{Path(name).name}-{key}.jsonl"
+        done = kept(file)
+        if rest := [row for row in range(len(questions)) if row not in done]:
+            model = load_trained(folder, args) if folder else load_model(args)
+            if model.device != training_args.device:  # a quantized model is there already
+                model.to(training_args.device)
+            stop_at(model.eval(), stop_tokens(tokenizer))
+            collate = LogitsWhereTrained(get_collator(tokenizer, model))
+            model.set_attn_implementation(args.attn_implementation)  # the collator's can't generate
+            size = training_args.per_device_eval_batch_size
+            asked = ask(model, tokenizer, [questions[row] for row in rest], size)
+            for at, answer in track(asked, name, len(questions), len(done), console=console):
+                batch = send_to_device(collate([examples[rest[at]]]), model.device)
+                count = len(batch["labels"])  # of the trained tokens; `loss` is summed over them
+                loss = {"loss": float(model(**batch).loss) * count, "trained": count}
+                done[rest[at]] = {"row": rest[at], **asdict(answer), **loss}
+                with file.open("a", encoding="utf-8") as lines:
+                    print(json.dumps(done[rest[at]]), file=lines)
+            del model
+            clear_device_cache(garbage_collection=True)  # the next model needs the memory
+        found[name] = [done[row] for row in range(len(questions))]
+
+    base = "base" if "base" in found else [*found][0]
+    metrics = summarize(questions, found, base)
+    table = Table("", *found, title=f"{what} (95% interval, difference to {base})")
+    for metric in metrics[base]:
+        figures = [(SHOWN + BESIDE * (name != base), metrics[name][metric]) for name in found]
+        cells = [form.format(**one) if one["value"] is not None else "-" for form, one in figures]
+        table.add_row(metric, *cells)
+    console.print(table)
+    path = output_dir / "evaluation.json"
+    summary = {"rows": what, "differences_to": base, "models": metrics}
+    path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_answers(questions, found, output_dir / "evaluation")
+    say(f"   {path}; the answers: {path.with_suffix('.html')}, {path.with_suffix('.jsonl')}")
+    return path
+
+
+def kept(file: Path) -> dict[int, dict]:
+    """What `file` has already, by row; takes half a line out of it, as a kill leaves one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    os.truncate(file, len(whole))
+    return {found["row"]: found for found in map(json.loads, whole.splitlines())}
+
+
+def measure(question: Question, found: dict) -> dict[str, tuple[float, float]]:
+    """What one row adds to each metric: to a sum, and to what the sum is divided by."""
+    texts = found["text"], question.reference
+    said, wanted = (text.rpartition("</think>")[2].strip() for text in texts)
+    has_words = bool(re.search("[a-z0-9]", wanted.lower()))  # rouge-score knows no others
+    return {
+        "loss": (found["loss"], found["trained"]),
+        "perplexity": (found["loss"], found["trained"]),
+        "score": (score(found["text"], asdict(question)), 1),
+        "exact match": (said == wanted, 1),
+        "chrF": (sentence_chrf(said, [wanted]).score / 100, 1),
+        "ROUGE-L": (ROUGE.score(wanted, said)["rougeL"].fmeasure, has_words),
+        "stopped by itself": (found["stopped"], 1),
+        "tokens": (found["tokens"], 1),
+        "tokens per second": (found["tokens"], found["seconds"]),
+    }
+
+
+def summarize(questions: list[Question], found: dict[str, list[dict]], base: str) -> dict:
+    """`FIGURES` by model and metric, as floats; as None where there is nothing to divide by.
+
+    An interval is the bootstrap's, over rows that are drawn with replacement. They are the same for
+    all models, so that differences, to the model `base`, are paired.
+    """
+    measured = [[*map(measure, questions, rows)] for rows in found.values()]
+    parts = np.array([[[*row.values()] for row in rows] for rows in measured], dtype=float)
+    draws = np.random.default_rng(0).integers(len(questions), size=(RESAMPLES, len(questions)))
+    # each of shape (models, metrics, 2); first those of the rows as they are
+    sums = np.stack([parts[:, rows].sum(axis=1) for rows in (slice(None), *draws)])
+    with np.errstate(invalid="ignore"):
+        values = sums[..., 0] / sums[..., 1]  # of shape (1 + RESAMPLES, models, metrics)
+    values[..., 1] = np.exp(values[..., 0])  # perplexity
+    figures = []
+    for these in (values, values - values[:, [[*found].index(base)]]):
+        figures += [these[0], *np.percentile(these[1:], (2.5, 97.5), axis=0)]
+    figures = np.where(np.isfinite(figures).all(axis=0), figures, None)
+    return {
+        name: {
+            metric: dict(zip(FIGURES, figures[:, i, j], strict=True))
+            for j, metric in enumerate(measured[0][0])
+        }
+        for i, name in enumerate(found)
+    }
+
+
+if __name__ == "__main__":
+    run(main, "Interrupted; the same command goes on.")
