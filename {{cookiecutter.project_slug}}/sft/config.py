@@ -50,6 +50,7 @@ RULES = (  # keys; whether a value can work, `s` being all of them; what is said
     ("test_size", lambda n, s: 0 <= n < 1, "must be from 0 to below 1"),
     ("eval_on_start load_best_model_at_end", lambda on, s: s.evaluates or not on, EVALUATION),
     ("save_strategy lr_scheduler_type", lambda x, s: s.evaluates or x not in BY_METRIC, EVALUATION),
+    ("metric_for_best_model", lambda m, s: "score" not in m or s.answers, "needs answers above 0"),
     ("early_stopping_patience", lambda n, s: not n or s.load_best_model_at_end, BEST),
     ("fp16", lambda on, s: on is not True or not s.use_cpu, "needs a GPU"),
     ("liger_kernel_config", lambda _, s: s.use_liger_kernel, "needs use_liger_kernel"),

@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from sft.checkpoints import delete_older, seal
 from sft.stopping import Stopping
 
-METRICS = ["loss"]  # that an evaluation gives; add yours
+METRICS = ["loss", "score"]  # that an evaluation gives; add yours
 
 
 class Trainer(transformers.Trainer):
