@@ -5,7 +5,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 
@@ -33,7 +33,6 @@ def cached_rows(files: list[Path], columns: list[str]) -> Dataset:
     """These columns of the rows of files; what is cached goes by what the files hold."""
     return Dataset.from_generator(
         read_rows,
-        features=Features({column: Value("large_binary") for column in columns}),
         gen_kwargs={"files": (*files,), "columns": (*columns,)},  # lists would be shards
         cache_dir=str(CACHE),
         fingerprint=fingerprint([hash_file(file) for file in files], columns),

@@ -7,13 +7,13 @@ import numpy as np
 
 from sft.row_report import RowReport
 
-BLANKS = dict.fromkeys(map(ord, string.punctuation), " ")
+BLANKS = bytes.maketrans(string.punctuation.encode(), b" " * len(string.punctuation))
 
 
 def hash_text(messages: list[dict]) -> int:
     """A number for what a conversation says, without case, blanks and punctuation."""
     text = " ".join(str(turn[key]) for turn in messages for key in sorted(turn)).casefold()
-    words = " ".join(text.translate(BLANKS).split()).encode()
+    words = " ".join(text.encode().translate(BLANKS).decode().split()).encode()
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), signed=True)
 
 
