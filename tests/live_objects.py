@@ -82,6 +82,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     once(notes, check_keys_of_rows, answers, seen, reads=rows, given=[values, words])
     check_evaluation_loss(seen, final)
     check_summary(seen["trainer"])
+    check_records(seen, final)
     check_room(seen["trainer"])
     check_chat(seen, final)
     weights = [f"{TWIN}/config.json", f"{TWIN}/model.safetensors"]
@@ -403,6 +404,17 @@ def check_summary(trainer) -> None:
     given = [values[key] for key in ("activation_checkpointing", "optim", "max_length")]
     assert given == [True, trainer.args.optim.value, 160]
     assert count == "a count" and values["trained_share"] == 0.1
+
+
+def check_records(seen: dict, final: Path) -> None:
+    """The run says what it is, and has the answers and the log to compare it by."""
+    run = json.loads((final.parent / "run.json").read_text(encoding="utf-8"))
+    for key in ("learning_rate", "max_length", "seed"):
+        assert f"{run['settings'][key]}" == f"{value_of(key, seen)}", key
+    answers = (final.parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(answers) == min(4, len(seen["trainer"].eval_dataset))
+    state = json.loads((final.parent / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["log_history"] == seen["trainer"].state.log_history
 
 
 def check_room(trainer) -> None:
