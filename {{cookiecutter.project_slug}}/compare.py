@@ -26,8 +26,7 @@ from rich.table import Table
 from sft.config import ROOT, harmless, parse, read_values, run, say
 
 PLACES = ("output_dir", "run_name", "logging_dir")  # each run has its own, and learns the same
-# what is read of the Trainer's log, with its name in the table and in summary.json
-LOG = {"step": "steps", "loss": "train_loss", "eval_loss": "eval_loss", "eval_score": "eval_score"}
+LOG = ("step", "loss", "eval_loss", "eval_score")  # what is read of the Trainer's log
 
 
 def main(argv: list[str]) -> None:
@@ -44,10 +43,9 @@ def main(argv: list[str]) -> None:
         if not folder.is_file() and (found := read(folder / "run.json", identity, "is not there")):
             name = os.path.relpath(folder)
             runs[name], logs[name] = found, newest_log(folder)
-            last = ChainMap(*reversed(logs[name]))
-            results[name] = {LOG[key]: last[key] for key in LOG if key in last}
-            results[name] |= read(folder / "summary.json", dict)
-            results[name] |= read(folder / "evaluation.json", scores)
+            of_last_step = ChainMap(*reversed(logs[name]))
+            found = [read(folder / "summary.json", dict), read(folder / "evaluation.json", scores)]
+            results[name] = dict(of_last_step) | found[0] | found[1]
     if not runs:
         raise SystemExit("There is no run to compare; name folders of runs, such as outputs/a.")
     table = Table("", *map(harmless, runs))
