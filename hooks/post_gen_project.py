@@ -80,6 +80,25 @@ def memory_table(step):
     ])
 
 
+def precision(step):
+    """How much the model's weights take in each number format."""
+    sizes = {"float32": 4, "bfloat16, float16": 2, "int8": 1, "4 bits": 0.5}
+    rows = [f"| {name} | {step.memory().parameters * size / memory.GB:.1f} |" for name, size in sizes.items()]
+    return "\n".join(["| each of this model's weights in | GB |", "|---|---|", *rows, ""])
+
+
+def low_rank():
+    """What LoRA trains of one matrix of this model."""
+    shape, values = memory.read_config({"base_model_path": "base_model"}), read_values([])
+    size, r = (shape.get("text_config") or shape)["hidden_size"], values.get("r", 0)
+    whole, trained = size * size, 2 * size * r
+    return (
+        f"A matrix of {size:,} x {size:,} has {whole:,} weights. LoRA leaves them as they are and adds the product of\n"
+        f"{size:,} x {r} and {r} x {size:,}: {trained:,} weights to train, {1 - trained / whole:.0%} fewer. Only they need\n"
+        "gradients and the optimizer's averages. At first the product is zero, so training begins at the base model.\n"
+    )
+
+
 def counted_step():
     """The step whose count came with the project, signed for its files as they are; or None."""
     counts = [*json.loads(memory.COUNTS.read_text(encoding="utf-8")).values()]
@@ -92,6 +111,10 @@ def counted_step():
 step = counted_step()
 none = f"{memory.NO_FIGURE}: python vram.py counts it in the installed project."
 table = memory_table(step) if step else f"{none}\n"
+lessons = Path("LESSONS.md")
+text = lessons.read_text(encoding="utf-8")
+text = text.replace("<!-- precision table -->\n", precision(step) if step else f"{none}\n")
+lessons.write_text(text.replace("<!-- low rank -->\n", low_rank()), encoding="utf-8")
 readme = Path("README.md")
 text = readme.read_text(encoding="utf-8")
 text = text.replace("<!-- memory table -->\n", table)

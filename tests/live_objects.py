@@ -10,9 +10,10 @@ import json
 import re
 import typing
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from enum import Enum
 from functools import cache
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -85,6 +86,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     check_records(seen, final)
     check_room(seen["trainer"])
     check_chat(seen, final)
+    check_answers(seen, final)
     weights = [f"{TWIN}/config.json", f"{TWIN}/model.safetensors"]
     if answers["lora_targets"] != "full":
         check_adapter(seen["model"], load_config(["--use_cpu=true"])[0])
@@ -196,6 +198,11 @@ def another(key: str, value):
 
     if key == "report_to":
         return "none" if value != "none" else "tensorboard"
+    if value == -1:
+        return 5
+    listed = {each.name: each.metadata.get("choices") or () for each in fields(TrainingArguments)}
+    if others := [choice for choice in listed.get(key, ()) if choice != value]:
+        return others[0]
     for owner in (ProjectArguments, TrainingArguments):
         hint = hints(owner).get(key)
         choices = [plain(one) for part in [hint, *typing.get_args(hint)] for one in members(part)]
@@ -362,7 +369,7 @@ def check_evaluation_loss(seen: dict, final: Path) -> None:
     summary = json.loads((final.parent / "summary.json").read_text(encoding="utf-8"))
     assert abs(summary["eval_loss"] - total / tokens) < 1e-3, (summary, total / tokens)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert summary["train_loss"] == logged[-1]
+    assert summary["loss"] == logged[-1]
     assert summary["steps"] == trainer.state.max_steps == trainer.state.global_step
     assert summary["rows_used"] == len(trainer.train_dataset)
 
@@ -397,8 +404,15 @@ def check_summary(trainer) -> None:
     ):
         show_summary(SimpleNamespace(state=state, args=args), rows, ["--max_length=77"])
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == {
-        **{"rows_used": 4, "rows_skipped": 3, "examples": 5, "trained_tokens_seen": 90, "steps": 6},
-        **{"seconds": 2.0, "tokens_per_second": 360.0, "train_loss": 4.0, "eval_loss": 5.0},
+        **{
+            "rows_used": 4,
+            "rows_seen": 6,
+            "rows_skipped": 3,
+            "examples": 5,
+            "trained_tokens_seen": 90,
+            "steps": 6,
+        },
+        **{"seconds": 2.0, "tokens_per_second": 360.0, "loss": 4.0, "eval_loss": 5.0},
         **{"peak_memory_gb": 2.0, "peak_memory_reserved_gb": 3.0, "peak_memory_counted_gb": 5.0},
     }
     (count, values), _ = counted.call_args
@@ -439,7 +453,7 @@ def check_chat(seen: dict, final: Path) -> None:
     tokenizer = seen["tokenizer"]
     (argv, _, said), (given, kwargs, output) = (
         seen["calls"]["chat"][0],
-        seen["calls"]["generate"][0],
+        seen["calls"]["generate"][-1],
     )
     words = dict(word.removeprefix("--").split("=", 1) for word in argv[0])
     prompt, limit = words["prompt"], int(words["max_new_tokens"])
@@ -458,6 +472,27 @@ def check_chat(seen: dict, final: Path) -> None:
     new = output[0, len(ids) :]
     assert 0 < len(new) <= limit
     assert said == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def check_answers(seen: dict, final: Path) -> None:
+    """Base and tuned model answered the prompt of a held-out row, and both are written down."""
+    tokenizer, (example,) = seen["tokenizer"], seen["trainer"].eval_dataset.select([0])
+    (row,) = map(json.loads, (final.parent / "answers.jsonl").read_text("utf-8").splitlines())
+    saved = json.loads((final / "generation_config.json").read_text("utf-8"))
+    ends_of_turn, whole = saved["eos_token_id"], tokenizer.decode(example["input_ids"])
+    assert whole.startswith(f"{row['prompt']}{row['reference']}<|im_end|>"), (whole, row)
+    assert row["prompt"].endswith("<|im_start|>assistant\n") and row["reference"], row
+    for name, (_, kwargs, output) in zip(
+        ("base", "tuned"), seen["calls"]["generate"][-3:-1], strict=True
+    ):
+        ids = kwargs["input_ids"][0].tolist()
+        assert tokenizer.decode(ids) == row["prompt"] and kwargs["do_sample"] is False
+        said = output[0, len(ids) :].tolist()
+        stopped = any(token in ends_of_turn for token in said)
+        end = next((n for n, one in enumerate(said, start=1) if one in ends_of_turn), len(said))
+        text = tokenizer.decode(said[:end], skip_special_tokens=True)
+        assert row[name] == {"text": text, "stopped": stopped, "tokens": end}, row[name]
+    assert row["reference"] in unescape((final.parent / "answers.html").read_text("utf-8"))
 
 
 # --- the model -----------------------------------------------------------------------------------

@@ -234,12 +234,12 @@ def train_and_look(answers: dict, notes: Path) -> None:
         seen["collator"] = collator
         trainer = seen["trainer"] = make_trainer(**kwargs)
         seen["model inputs"] = []
-        watch = kwargs["model"].register_forward_pre_hook(
-            lambda module, args, given: seen["model inputs"].append(given), with_kwargs=True
-        )
         run = trainer.train
 
         def training(**kwargs):
+            watch = trainer.model.register_forward_pre_hook(
+                lambda module, args, given: seen["model inputs"].append(given), with_kwargs=True
+            )
             result = run(**kwargs)
             watch.remove()
             # now, for evaluation packs quantized weights in another way

@@ -1,6 +1,7 @@
 """A project can be generated again from its answers, and updated when the template goes on."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,30 @@ def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
     assert recorded["answers"]["lora_targets"] == "mlp"
     assert "[mlp]" in (project / "config.yaml").read_text(encoding="utf-8")
     assert not list(project.rglob("*.rej")) and not list(project.rglob("*.orig"))
+
+
+def test_another_answer_reaches_a_project_and_keeps_its_edits(template, tmp_path):
+    """The second exercise of LESSONS.md, command by command, in a project that knows no cruft."""
+    command = ["cookiecutter", str(template), "--no-input", "lora_targets=mlp"]
+    subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, check=True, capture_output=True)
+    project = tmp_path / "my-sft"
+    lesson = (project / "LESSONS.md").read_text(encoding="utf-8")
+    lines = [line.strip() for line in lesson.splitlines() if line.startswith("   cruft ")]
+    link, update = (line.replace("gh:org/sft-template", str(template)) for line in lines)
+    git(project, "init", "--quiet")
+    replace(project / "config.yaml", "num_train_epochs: 3", "num_train_epochs: 7")
+    replace(project / "train.py", 'say("6. Train")', 'say("6. Train, and watch")')
+    commit(project, "my own edits")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in (link, update):
+        env = {**os.environ, "PATH": path}
+        subprocess.run(line, cwd=project, shell=True, env=env, check=True, capture_output=True)
+        commit(project, "as it is now")
+    assert "DataCollatorForSeq2Seq`." in (project / "sft/collator.py").read_text(encoding="utf-8")
+    config = (project / "config.yaml").read_text(encoding="utf-8")
+    assert "num_train_epochs: 7" in config and "[mlp]" in config
+    assert 'say("6. Train, and watch")' in (project / "train.py").read_text(encoding="utf-8")
+    assert not list(project.rglob("*.rej"))
 
 
 OWN_EDITS = {

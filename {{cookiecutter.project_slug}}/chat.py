@@ -1,57 +1,83 @@
 """Talk to the result of a training.
 
-python chat.py                                         a conversation; an empty line ends it
+python chat.py                                         type, or paste texts of several lines
 python chat.py --system_prompt "Answer in French."     any key of config.yaml
 
-  --prompt            answer this and stop
+  --prompt            answer this whole message and stop
+  --base              ask the base model
   --model             the folder to load, such as outputs/merged; without it, output_dir/final
   --max_new_tokens    the most that an answer may have; 512
   --sample            sample instead of taking the likeliest token
 """
 
+import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, TextStreamer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.adapter import load_trained
-from sft.config import harmless, load_config, parse, run
-from sft.model import load_tokenizer
+from sft.config import harmless, load_config, parse, run, say
+from sft.format import IS_CHAT, typed_message
+from sft.model import load_model, load_tokenizer
+from sft.stop_tokens import stop_at, stop_tokens
 
 
 def main(argv: list[str]) -> str:
-    """Answer `--prompt`, or each line that is typed; returns the last answer."""
-    options, overrides = parse(argv, __doc__, prompt="", model="", max_new_tokens=512, sample=False)
+    """Answer `--prompt`, or each message that is typed; returns the last answer."""
+    own = {"prompt": "", "model": "", "base": False, "max_new_tokens": 512, "sample": False}
+    options, overrides = parse(argv, __doc__, **own)
     args, training_args = load_config(overrides)
     folder = Path(options.model or Path(training_args.output_dir) / "final")
-    if not folder.is_dir():
+    if options.base:
+        tokenizer, model = load_tokenizer(args.base_model_path, args.revision), load_model(args)
+        stop_at(model, stop_tokens(tokenizer))
+    elif folder.is_dir():
+        tokenizer, model = load_tokenizer(str(folder)), load_trained(folder, args)
+    else:
         raise SystemExit(f"{folder} does not exist; run train.py, or name a folder with --model.")
-    tokenizer = load_tokenizer(str(folder))
-    model = load_trained(folder, args).eval()
+    model.eval()
     if model.device != training_args.device:  # a quantized model is there, and may not be moved
         model.to(training_args.device)
 
-    messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+    first = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
     how = {"max_new_tokens": options.max_new_tokens, "do_sample": options.sample}
-    answer = ""
-    for prompt in prompts(options.prompt):
-        messages.append({"role": "user", "content": prompt})
+    messages, answer = first, ""
+    for prompt in prompts(options.prompt, partial(typed_message, args=args)):
+        messages = [*(messages if IS_CHAT else first), {"role": "user", "content": prompt}]
         answer = reply(model, tokenizer, messages, args.chat_template_kwargs, **how)
         messages.append({"role": "assistant", "content": answer})
     return answer
 
 
-def prompts(given: str) -> Iterator[str]:
-    """What is given, or all of a pipe; else each line that is typed, up to an empty one."""
+def prompts(given: str, typed: Callable) -> Iterator[str]:
+    """What is given, or all of a pipe; else each message that is typed, up to an empty line."""
     if not given and sys.stdin.isatty():
+        say("An empty line or Ctrl-D ends it.")
         with suppress(EOFError, KeyboardInterrupt):
-            while line := input("> ").strip():
-                yield line
+            while True:
+                yield typed(read)
     elif prompt := given or sys.stdin.read().strip():
         yield prompt
+
+
+def read(name: str = "") -> str:
+    """A typed line, or all lines of a pasted text: those that are there at once.
+
+    Raises:
+        EOFError: it is empty.
+    """
+    lines = [input(f"{name}> ")]
+    with suppress(OSError, EOFError):  # Windows selects no terminals
+        while select.select([sys.stdin], [], [], 0.05)[0]:
+            lines.append(input())
+    if text := "\n".join(lines).strip():
+        return text
+    raise EOFError
 
 
 class Answer(TextStreamer):

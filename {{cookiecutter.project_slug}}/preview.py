@@ -13,15 +13,19 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from jinja2 import Template
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.cache import clean_cache
 from sft.config import ROOT, load_config, parse, run, say
 from sft.examples import encode_rows
 from sft.files import plain_row
+from sft.format import to_conversation
 from sft.mask_view import console, pieces, share, show
 from sft.model import load_tokenizer
 from sft.preflight import check_model
@@ -30,6 +34,7 @@ from sft.row_report import RowReport
 from sft.rows import load_rows
 from sft.twin import smoke_overrides
 
+SIMPLE = 100  # examples whose labels are held against the simple way's
 FIRST, LONGEST, SKIPPED = 5, 2, 5  # how many rows are shown; of those skipped, for each reason
 as_json = partial(json.dumps, ensure_ascii=False, default=str)
 PAGE = ROOT / "sft/preview.html.jinja"
@@ -68,6 +73,10 @@ def main(argv: list[str]) -> Path:
             for column, value in row.items():
                 console.print(Text(f"    {column}: {as_json(value)[:90]}", "bright_black"))
 
+    first = [unlike_simple(encoded[at], rows, tokenizer, args) for at in report.used[:SIMPLE]]
+    if wrong := [*filter(None, first)]:
+        say(f"Three lines for a mask (LESSONS.md) fail in {len(wrong)} of {len(first)}: {wrong[0]}")
+
     sizes = {f"tokens an example (max_length is {args.max_length:,})": report.lengths}
     sizes["trained tokens an example"] = report.trained
     html = Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
@@ -83,6 +92,24 @@ def main(argv: list[str]) -> Path:
     path.write_text(html, encoding="utf-8")
     say(f"The same as a page to look at or send: {path}")
     return path
+
+
+def unlike_simple(example: dict, rows: Dataset, tokenizer: Tokenizer, args: Any) -> str:
+    """How its labels differ from those of the three lines in LESSONS.md; "" if they do not."""
+    conversation = to_conversation(plain_row(rows[example["row"]]), args)
+    messages, how = conversation["messages"], {"return_dict": False, "tokenize": True}
+    how |= {key: value for key, value in conversation.items() if key == "tools"}
+    how |= conversation["chat_template_kwargs"]
+    try:
+        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **how)
+        simple = tokenizer.apply_chat_template(messages, **how)[len(prompt) :]
+    except Exception:  # templates raise what they like
+        return f"{example['title']}: the chat template refuses"
+    right = [label for label in example["labels"] if label != -100]
+    if simple == right:
+        return ""
+    ends = (json.dumps(tokenizer.decode(one)[-30:], ensure_ascii=False) for one in (simple, right))
+    return "{}: trained to write ...{}, not ...{}".format(example["title"], *ends)
 
 
 def histogram(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -72,7 +72,8 @@ def train(argv: list[str]) -> Path:
     say("4. Choose what is trained")
     model = add_adapter(model, args)
     stop_at(model, stop_tokens(tokenizer))
-    say(f"   {model.num_parameters(only_trainable=True):,} parameters are trained")
+    trained, all_of_them = model.num_parameters(only_trainable=True), model.num_parameters()
+    say(f"   {trained:,} of {all_of_them:,} parameters are trained, {trained / all_of_them:.2%}")
 
     say("5. Make the Trainer")
     trainer = Trainer(
@@ -91,15 +92,16 @@ def train(argv: list[str]) -> Path:
 
     say("6. Train")
     check_disk(model, training_args)
-    answers = {"base": interview.ask()}
     text_config = model.config.get_text_config()
     text_config.use_cache = False  # the cache is for generating
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.stopping.say_why(trainer.state)
-    if "evaluation" in examples:
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    is_new = training_args.load_best_model_at_end or trainer.state.global_step not in evaluated
+    if "evaluation" in examples and is_new:
         trainer.evaluate()
     text_config.use_cache = True
-    answers["tuned"] = interview.ask()
+    answers = interview.ask_both()
 
     final = Path(training_args.output_dir) / "final"
     unfinished = final.with_suffix(".unfinished")

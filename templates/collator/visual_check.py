@@ -1,13 +1,14 @@
 """Examples to a batch: padded by `DataCollatorForSeq2Seq`, and the first batch shown in colour.
 
 A picture shows at once what is wrong with a mask: tokens that are trained on are green, those that
-are only read are grey, and padding is a faint dot.
+are only read are grey, and padding is a faint dot. Below it the numbers: -100 is what the loss
+ignores.
 """
 
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask_view import show
+from sft.mask_view import show, show_numbers
 
 ROWS = 2  # of the first batch are shown
 
@@ -31,4 +32,5 @@ class VisualCheckCollator(DataCollatorForSeq2Seq):
                 row = {key: batch[key][number, :real].tolist() for key in ("input_ids", "labels")}
                 title = f"row {number + 1} of the first batch"
                 show(title, row, self.tokenizer, padding=len(mask) - real)
+                show_numbers(row)
         return batch

@@ -1,11 +1,13 @@
 """One row is one conversation: a list of turns, each with a role and a content."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 OPTIONAL_COLUMNS = ["tools", "chat_template_kwargs", "system"]  # read where the rows have them
+IS_CHAT = True  # a reply is followed by the user's next turn
 # other files' names for the roles, such as ShareGPT's {"from": "human", "value": "..."}
 ROLES = {"human": "user", "gpt": "assistant"}
 ROLES |= dict.fromkeys(("observation", "tool_response", "function"), "tool")
@@ -117,3 +119,8 @@ def read_json(given: object) -> object:
     with suppress(ValueError, RecursionError):
         return json.loads(given) if isinstance(given, str) else given
     return given
+
+
+def typed_message(read: Callable[[str], str], args: DatasetArguments) -> str:
+    """A user's turn, as it is typed: what chat.py asks."""
+    return read("")

@@ -1,11 +1,13 @@
 """One row is one exchange: a prompt written from the row's columns, and its response."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, Literal
 
 OPTIONAL_COLUMNS = []  # none is read that a row may lack
+IS_CHAT = False  # a response is followed by nothing
 
 
 @dataclass(kw_only=True)
@@ -58,11 +60,19 @@ def to_conversation(row: dict, args: DatasetArguments) -> dict:
         elif not isinstance(value, str):
             kind = "null" if value is None else type(value).__name__
             raise ValueError(f"column {column!r} is {kind}, not text")
-    parts = Formatter().parse(args.prompt_template)
-    prompt = "".join(literal + row.get(column, "") for literal, column, _, _ in parts)
     if not any(row[column].strip() for column in names[:-1]):  # but for the response
         raise ValueError("empty prompt")
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    messages.append({"role": "user", "content": prompt})
+    messages.append({"role": "user", "content": write_prompt(row, args)})
     messages.append({"role": "assistant", "content": row[args.response_column]})
     return {"messages": messages, "chat_template_kwargs": args.chat_template_kwargs}
+
+
+def write_prompt(row: dict, args: DatasetArguments) -> str:
+    parts = Formatter().parse(args.prompt_template)
+    return "".join(literal + row.get(column, "") for literal, column, _, _ in parts)
+
+
+def typed_message(read: Callable[[str], str], args: DatasetArguments) -> str:
+    """The prompt of what `read` gets for each of its columns: what chat.py asks."""
+    return write_prompt({column: read(column) for column in columns(args)[:-1]}, args)

@@ -86,13 +86,24 @@ def ask(
 class Interview(TrainerCallback):
     """Asks the Trainer's model the first `answers` evaluation prompts, the same from run to run.
 
-    Where `metric_for_best_model` is score, each evaluation does so and has an `eval_score`.
+    Made before training: where training changes the base's own weights, the base is asked now.
+    Where `metric_for_best_model` is score, each evaluation asks and has an `eval_score`.
     """
 
     def __init__(self, trainer: Trainer, evaluation: Dataset | None, args: ProjectArguments):
         self.trainer, self.way = trainer, args.attn_implementation
         first = evaluation.select(range(len(evaluation))[: args.answers]) if evaluation else []
         self.questions = [to_question(example, trainer.processing_class) for example in first]
+        way = args.adapter.get("init_lora_weights", True)  # others change the base as well
+        self.keeps_base = hasattr(trainer.model, "disable_adapter") and way in (True, "gaussian")
+        self.base = [] if self.keeps_base else self.ask()
+
+    def ask_both(self) -> dict[str, list[Answer]]:
+        """After training: the answers of the base and of the tuned model."""
+        if self.keeps_base:
+            with self.trainer.model.disable_adapter():
+                self.base = self.ask()
+        return {"base": self.base, "tuned": self.ask()}
 
     def ask(self) -> list[Answer]:
         """The answers by the first process; others return []."""

@@ -9,15 +9,21 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.segment import Segment
 from rich.text import Text
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.config import harmless
 
 SHOWN = 600  # characters of a long prompt that the terminal shows
+ENDS = 12  # numbers of a long list that it shows at each end
 
 
 class SafeConsole(Console):
     """Prints every text as it is, without markup, and what would command the terminal as U+FFFD."""
+
+    def print(self, *args, **kwargs) -> None:
+        with tqdm.external_write_mode(self.file):  # a progress bar would be broken in two
+            super().print(*args, **kwargs)
 
     def render(self, *args, **kwargs) -> Iterable[Segment]:
         for part in super().render(*args, **kwargs):
@@ -60,6 +66,20 @@ def show(title: str, example: dict, tokenizer: Tokenizer, padding: int = 0) -> N
         text.append(words, "grey62")
     text.append("·" * padding, "bright_black")
     console.print(Panel(text, title=title, subtitle=f"prompt▌▶green◀: {share(example)}"))
+
+
+def show_numbers(example: dict) -> None:
+    """Print `input_ids` and `labels` as the model gets them, and where the first reply begins."""
+    ids, labels = [str(token) for token in example["input_ids"]], []
+    for ignored, run in groupby(example["labels"], key=lambda label: label == -100):
+        run = [*run]
+        labels += [f"-100 x {len(run)}"] if ignored else map(str, run)
+    for name, values in (("input_ids", ids), ("labels", labels)):
+        middle = ["..."] if len(values) > 2 * ENDS else []
+        words = ", ".join([*values[:ENDS], *middle, *values[-ENDS:]] if middle else values)
+        console.print(f"{name:<10}[{words}]")
+    trained = [at for at, label in enumerate(example["labels"]) if label != -100]
+    console.print(f"the first reply begins at token {trained[0]} of {len(ids)}")
 
 
 def share(example: dict) -> str:

@@ -64,6 +64,7 @@ def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> N
     logged = ChainMap(*reversed(state.log_history))  # the last value of each
     summary = {
         "rows_used": report.rows_used,
+        "rows_seen": round(state.epoch * report.rows_used),
         "rows_skipped": report.rows - report.rows_used,
         "examples": len(report.used),
         "trained_tokens_seen": round(state.epoch * report.trained.sum()),
@@ -71,8 +72,7 @@ def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> N
         "seconds": logged["train_runtime"],
         "tokens_per_second": logged["train_samples_per_second"] * report.lengths.mean(),
     }
-    losses = {"train_loss": "loss", "eval_loss": "eval_loss"}
-    summary |= {name: logged[key] for name, key in losses.items() if key in logged}
+    summary |= {key: logged[key] for key in ("loss", "eval_loss", "eval_score") if key in logged}
     if args.device.type == "cuda":
         summary["peak_memory_gb"] = torch.cuda.max_memory_allocated() / GB
         summary["peak_memory_reserved_gb"] = torch.cuda.max_memory_reserved() / GB

@@ -35,14 +35,14 @@ LARGEST = 50_000_000  # parameters of a twin
 FEW = """
 --max_steps=6 --logging_steps=1 --eval_steps=3 --save_steps=3 --num_train_epochs=1
 --gradient_accumulation_steps=1 --report_to=none --activation_checkpointing=true --fp16=auto
---tf32=auto
+--tf32=auto --answers=1
 """.split()
 
 
 def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke")) -> list[str]:
     """Build the twin and return the overrides that train it, offline and on the CPU."""
     args = project_arguments(overrides)
-    say("Smoke: a tiny random model, up to 64 rows, 8 x max_length, for its tokens are shorter.")
+    say("Smoke: a tiny random model, which babbles, and up to 64 rows; 8 x max_length.")
     with PartialState(cpu=True).main_process_first():
         if PartialState().is_main_process:
             shutil.rmtree(ROOT / output_dir, ignore_errors=True)

@@ -17,7 +17,7 @@ def test_the_result_and_its_report_are_saved(final):
     assert (final.parent / "loss.png").stat().st_size > 1000
     summary = json.loads((final.parent / "summary.json").read_text(encoding="utf-8"))
     assert summary["steps"] == 6
-    assert 0 < summary["train_loss"] < 20
+    assert 0 < summary["loss"] < 20
 
 
 def test_what_is_saved_knows_where_a_turn_ends(final):

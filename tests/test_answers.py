@@ -1,0 +1,180 @@
+"""What a run shows of its model: answers to held-out prompts, and a score that chooses by them."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import in_project
+
+SMALL = [
+    *("--max_steps=9", "--save_steps=3", "--eval_steps=3", "--logging_steps=1", "--use_cpu=true"),
+    *("--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--save_total_limit=5"),
+    *("--dataset=data/sample.jsonl", "--base_model_path=twin", "--test_size=0.2", "--answers=3"),
+]
+BY_SCORE = ["--metric_for_best_model=score", "--load_best_model_at_end=true"]
+
+
+def make_twin() -> None:
+    from sft.twin import build_twin
+
+    build_twin("twin", "")
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    project = bake_once.project(project_slug="answers", quantization="none", collator="seq2seq")
+    in_project(project, make_twin)
+    return project
+
+
+def train_with_scores(scores: list[float], options: list[str]) -> dict:
+    """Train; evaluation number n scores `scores[n]`, whatever the answers are."""
+    import train
+    from sft import answers
+
+    asked = []
+    answers.score = lambda answer, row: asked.append(row) or scores[(len(asked) - 1) // 3]
+    final = train.main(options)
+    state = final.parent / "checkpoint-9/trainer_state.json"
+    return {
+        "asked": asked,
+        "state": json.loads(state.read_text()) if state.exists() else {},
+        "rows": [json.loads(line) for line in (final.parent / "answers.jsonl").open()],
+        "summary": json.loads((final.parent / "summary.json").read_text()),
+        "weights": (final / "adapter_model.safetensors").read_bytes(),
+    }
+
+
+def test_the_score_of_answers_picks_the_best_checkpoint(project):
+    options = [*SMALL, *BY_SCORE, "--output_dir=by_score"]
+    found = in_project(project, train_with_scores, [0.1, 0.9, 0.2, 0.9], options)
+    assert found["state"]["best_model_checkpoint"].endswith("checkpoint-6")
+    best = project / "by_score/checkpoint-6/adapter_model.safetensors"
+    assert found["weights"] == best.read_bytes()
+    scores = [log["eval_score"] for log in found["state"]["log_history"] if "eval_score" in log]
+    assert scores == pytest.approx([0.1, 0.9, 0.2])
+    assert found["summary"]["eval_score"] == pytest.approx(0.9)
+    assert found["asked"][0].keys() >= {"prompt", "reference"}
+
+
+def test_early_stopping_follows_the_score(project):
+    options = [*SMALL, *BY_SCORE, "--early_stopping_patience=1", "--output_dir=early"]
+    found = in_project(project, train_with_scores, [0.9, 0.2, 0.9], options)
+    assert found["summary"]["steps"] == 6
+
+
+def answers_of(options: list[str]) -> list[dict]:
+    import train
+
+    return [json.loads(line) for line in (train.main(options).parent / "answers.jsonl").open()]
+
+
+def test_the_same_rows_are_asked_from_run_to_run_and_none_is_trained_on(project):
+    first = in_project(project, answers_of, [*SMALL, "--output_dir=a", "--seed=1"])
+    again = in_project(project, answers_of, [*SMALL, "--output_dir=b", "--seed=2"])
+    keys = ("prompt", "reference", "base")
+    assert [[row[key] for key in keys] for row in first] == [
+        [r[key] for key in keys] for r in again
+    ]
+    assert len(first) == 3 and [one["tuned"] for one in first] != [one["base"] for one in first]
+
+
+def test_two_processes_ask_once_and_agree_on_the_best(project):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, "train.py", *SMALL, *BY_SCORE, "--early_stopping_patience=1"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command.append("--output_dir=two")
+    two = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert two.stderr.count("Held-out row 1") == 1
+    assert len((project / "two/answers.jsonl").read_text("utf-8").splitlines()) == 3
+    assert "eval_score" in json.loads((project / "two/summary.json").read_text())
+
+
+@pytest.mark.parametrize("option", ["--answers=0", "--test_size=0"])
+def test_where_nothing_is_asked_there_are_no_answers(project, option):
+    folder = f"none{option.strip('-').partition('=')[0]}"
+    in_project(project, train_alone, [*SMALL, option, f"--output_dir={folder}"])
+    assert (project / folder / "final").exists()
+    assert not (project / folder / "answers.html").exists()
+
+
+def train_alone(options: list[str]) -> None:
+    import train
+
+    train.main([*options, "--max_steps=1", "--eval_strategy=no"])
+
+
+def marked(text: str, reference: str) -> str:
+    from sft.answers import differences
+
+    return "".join(f"[{word}]" if common else word for word, common in differences(text, reference))
+
+
+def test_what_the_reference_has_is_marked_in_an_answer(project):
+    found = in_project(project, marked, "They eat at 7 pm.", "They will eat at 7.")
+    assert found == "[They][ ][eat][ ][at][ ][7] pm[.]"
+    assert in_project(project, marked, "我们七点吃", "七点吃饭") == "我们[七][点][吃]"
+
+
+# --- chat.py -------------------------------------------------------------------------------------
+
+
+def chat_in_a_terminal(typed: list[str], options: list[str]) -> list[list[dict]]:
+    """The messages of each prompt that chat.py makes of what is typed, each text in one go."""
+    import chat
+
+    asked, (ours, terminal) = [], pty.openpty()
+    sys.stdin = os.fdopen(terminal)
+    waiting = iter([*typed, "\n"])
+    ask = __builtins__["input"] if isinstance(__builtins__, dict) else __builtins__.input
+
+    def line(words: str = "") -> str:
+        if words:  # it waits for somebody to type
+            asked.append(words)
+            os.write(ours, next(waiting).encode())
+        return ask()
+
+    chat.input = line
+    shown = []
+
+    def reply(model, tokenizer, messages, *_, **how):
+        shown.append([dict(message) for message in messages])
+        return "Hm."
+
+    chat.reply = reply
+    chat.load_model = lambda args: chat.load_trained(Path("twin"), args)
+    chat.main(["--base", "--base_model_path=twin", "--use_cpu", *options])
+    return [asked, shown]
+
+
+PASTED = "Ana: Are you coming?\n\nBen: At six.\n"
+
+
+def test_a_pasted_dialogue_is_one_message_in_the_words_of_the_prompt_template(project):
+    asked, shown = in_project(project, chat_in_a_terminal, [PASTED, "Ana: Hi.\n"], [])
+    prompts = [f"Please Summarize: {text.strip()}" for text in (PASTED, "Ana: Hi.")]
+    assert shown == [[{"role": "user", "content": prompt}] for prompt in prompts]
+    assert asked == ["dialogue> "] * 3
+
+
+def test_a_prompt_of_two_columns_asks_for_each(project):
+    options = ["--prompt_template=Say {dialogue} in {language}", "--system_prompt=Be brief."]
+    asked, ((system, user),) = in_project(
+        project, chat_in_a_terminal, ["Hi\n", "French\n"], options
+    )
+    assert asked == ["dialogue> ", "language> ", "dialogue> "]
+    assert system["content"] == "Be brief." and user["content"] == "Say Hi in French"
+
+
+def test_a_conversation_goes_on(bake):
+    project = bake.project(quantization="none", collator="seq2seq", dataset_format="messages")
+    in_project(project, make_twin)
+    _, (first, second) = in_project(project, chat_in_a_terminal, [PASTED, "And?\n"], [])
+    assert [turn["content"] for turn in first] == [PASTED.strip()]
+    assert [turn["content"] for turn in second] == [PASTED.strip(), "Hm.", "And?"]
