@@ -91,7 +91,7 @@ def test_a_sweep_leaves_a_folder_for_each_value_and_they_are_compared(sweep):
         assert cells(lines, "learning_rate") == ["0.0001", "0.0002", "0.0005"], lines
         differing = "\n".join(lines).split("├")[0].splitlines()[3:]
         assert len(differing) == 1, "settings that are equal are named"
-        assert cells(lines, "step") == ["2", "2", "2"]
+        assert cells(lines, "steps") == ["2", "2", "2"]
         summaries = [json.loads((project / one / "summary.json").read_text()) for one in folders]
         assert cells(lines, "eval_loss") == [f"{one['eval_loss']:.4g}" for one in summaries]
         assert (project / "outputs/compare.png").stat().st_size > 1000
@@ -119,11 +119,11 @@ def test_an_unfinished_run_has_the_losses_of_its_newest_checkpoint(two):
     log = [{"step": 9, "loss": 3.5}, {"step": 10, "eval_loss": 2.5, "eval_score": 0.5}]
     (b / "checkpoint-10/trainer_state.json").write_text(json.dumps({"log_history": log}))
     lines, said = in_project(project, compared, [str(a), str(b)])
-    found = [cells(lines, name)[1] for name in ("step", "loss", "eval_loss", "eval_score")]
+    found = [cells(lines, name)[1] for name in ("steps", "loss", "eval_loss", "eval_score")]
     assert found == ["10", "3.5", "2.5", "0.5"] and "left out" not in said
     (b / "checkpoint-10/trainer_state.json").write_text("{")  # killed while it was written
     lines, said = in_project(project, compared, [str(a), str(b)])
-    assert cells(lines, "step") == ["2", "2"] and "checkpoint-10/trainer_state.json" in said
+    assert cells(lines, "steps") == ["2", "2"] and "checkpoint-10/trainer_state.json" in said
 
 
 def test_scores_are_shown_with_their_intervals(two):
@@ -159,7 +159,7 @@ def test_a_damaged_file_is_named_and_the_rest_compared(two, damage):
     assert [line for line in said.splitlines() if "left out" in line] == [
         f"{a / name} is damaged; it is left out."
     ]
-    assert cells(lines, "step")[-1] == "2"
+    assert cells(lines, "steps")[-1] == "2"
 
 
 def test_a_folder_that_holds_no_run_is_named_and_a_file_is_passed_over(two):
@@ -167,7 +167,7 @@ def test_a_folder_that_holds_no_run_is_named_and_a_file_is_passed_over(two):
     (b / "run.json").unlink()
     (b.parent / "notes.txt").touch()
     lines, said = in_project(project, compared, [f"{a.parent}/*", str(a / "nowhere")])
-    assert cells(lines, "step") == ["2"]
+    assert cells(lines, "steps") == ["2"]
     for folder in (b, a / "nowhere"):
         assert f"{folder / 'run.json'} is not there; it is left out." in said
     assert "notes.txt" not in said
@@ -217,4 +217,4 @@ def test_a_run_that_dies_has_said_what_it_is(sweep):
     project, _ = sweep
     in_project(project, killed_while_loading)
     lines, said = in_project(project, compared, ["killed"])
-    assert "left out" not in said and cells(lines, "step") == []
+    assert "left out" not in said and cells(lines, "steps") == ["-"]

@@ -26,7 +26,7 @@ from rich.table import Table
 from sft.config import ROOT, harmless, parse, read_values, run, say
 
 PLACES = ("output_dir", "run_name", "logging_dir")  # each run has its own, and learns the same
-LOG = ("step", "loss", "eval_loss", "eval_score")  # what is read of the Trainer's log
+LOSSES = ("loss", "eval_loss", "eval_score")  # in the Trainer's log
 
 
 def main(argv: list[str]) -> None:
@@ -43,9 +43,11 @@ def main(argv: list[str]) -> None:
         if not folder.is_file() and (found := read(folder / "run.json", identity, "is not there")):
             name = os.path.relpath(folder)
             runs[name], logs[name] = found, newest_log(folder)
-            of_last_step = ChainMap(*reversed(logs[name]))
-            found = [read(folder / "summary.json", dict), read(folder / "evaluation.json", scores)]
-            results[name] = dict(of_last_step) | found[0] | found[1]
+            last = ChainMap(*reversed(logs[name]))
+            results[name] = {"steps": last.get("step")}
+            results[name] |= {key: last[key] for key in LOSSES if key in last}
+            results[name] |= read(folder / "summary.json", dict)
+            results[name] |= read(folder / "evaluation.json", scores)
     if not runs:
         raise SystemExit("There is no run to compare; name folders of runs, such as outputs/a.")
     table = Table("", *map(harmless, runs))
@@ -90,7 +92,8 @@ def newest_log(folder: Path) -> list[dict[str, float]]:
 
 
 def losses(state: dict) -> list[dict[str, float]]:
-    return [{k: float(entry[k]) for k in LOG if k in entry} for entry in state["log_history"]]
+    keys = ("step", *LOSSES)
+    return [{k: float(entry[k]) for k in keys if k in entry} for entry in state["log_history"]]
 
 
 def scores(evaluation: dict) -> dict[str, Any]:
