@@ -83,6 +83,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     once(notes, check_keys_of_rows, answers, seen, reads=rows, given=[values, words])
     check_evaluation_loss(seen, final)
     check_summary(seen["trainer"])
+    check_records(seen, final)
     check_room(seen["trainer"])
     check_chat(seen, final)
     check_answers(seen, final)
@@ -276,6 +277,7 @@ def check_rows(seen: dict) -> None:
     )
     assert not set(trained) & set(held_out), "a row is trained on and evaluated on"
     rows = len(Path("data/sample.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = min(rows, 64)  # of a smoke run
     share = float(value_of("test_size", seen))
     assert len(trained) + len(held_out) == rows
     assert len(held_out) == max(1, round(share * rows)), len(held_out)
@@ -417,6 +419,15 @@ def check_summary(trainer) -> None:
     given = [values[key] for key in ("activation_checkpointing", "optim", "max_length")]
     assert given == [True, trainer.args.optim.value, 160]
     assert count == "a count" and values["trained_share"] == 0.1
+
+
+def check_records(seen: dict, final: Path) -> None:
+    """The run says what it is, and has the log to compare it by."""
+    run = json.loads((final.parent / "run.json").read_text(encoding="utf-8"))
+    for key in ("learning_rate", "max_length", "seed"):
+        assert f"{run['settings'][key]}" == f"{value_of(key, seen)}", key
+    state = json.loads((final.parent / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["log_history"] == seen["trainer"].state.log_history
 
 
 def check_room(trainer) -> None:

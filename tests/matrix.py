@@ -35,7 +35,7 @@ FORK = multiprocessing.get_context("fork")
 # the first has a learning rate of 0, and LoRA's A no gradient while B is 0; in the third all change
 STEPS = ["--max_steps=3", "--eval_strategy=no", "--save_strategy=no", "--logging_steps=1"]
 # several batches of rows that are held out; a system turn, in rows and in chat
-STEPS += ["--test_size=0.2", "--system_prompt=Be brief."]
+STEPS += ["--test_size=0.08", "--system_prompt=Be brief."]
 # what an answer promises: the class of the linear layers, and those that LoRA is on
 PROMISED = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear"}
 FUSED = {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}}

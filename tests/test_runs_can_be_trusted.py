@@ -21,6 +21,7 @@ SMALL = [
     "--per_device_train_batch_size=2",
     "--learning_rate=1e-2",
     "--dataset=data/sample.jsonl",
+    "--train_split=train[:24]",
     "--base_model_path=twin",
     "--use_cpu=true",
     "--test_size=0.334",  # 16 rows train and 8 evaluate: whole batches on two processes, too

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 import chat
 import vram
+from compare import plot_loss
 from sft.adapter import add_adapter
 from sft.answers import Interview, show_answers
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
@@ -22,7 +23,7 @@ from sft.examples import make_examples
 from sft.machine import choose, find_card
 from sft.model import load_model, load_tokenizer
 from sft.preflight import check_model, check_settings, check_tokens
-from sft.report import plot_loss, show_rows, show_summary
+from sft.report import show_rows, show_summary, write_run
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
 from sft.trainer import Trainer
@@ -65,6 +66,7 @@ def train(argv: list[str]) -> Path:
     check_tokens(examples, tokenizer, embeddings)
     this_run = describe_run(training_args, args, examples)
     checkpoint = checkpoint_to_resume(training_args, args, this_run)
+    write_run(training_args, args, this_run, tokenizer)
 
     say(f"3. Load the base model, {args.base_model_path}")
     model = load_model(args)
@@ -110,7 +112,8 @@ def train(argv: list[str]) -> Path:
     if trainer.is_world_process_zero():
         model.generation_config.save_pretrained(unfinished)
         share_files(unfinished)
-        plot_loss(trainer.state.log_history, final.parent / "loss.png")
+        trainer.save_state()
+        plot_loss({"this run": trainer.state.log_history}, final.parent / "loss.png")
         show_answers(interview.questions, answers, final.parent)
         show_summary(trainer, reports["train"], overrides)
         seal(unfinished, this_run)

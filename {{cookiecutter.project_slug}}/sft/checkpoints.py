@@ -36,8 +36,7 @@ def describe_run(
     """All that decides what is learnt: values by key; hashes of the code, base model and rows."""
     # an evaluation changes nothing, unless the best model or the learning rate follow it
     harmless = (*HARMLESS, *(() if training_args.metric_for_best_model else EVALUATION))
-    values = vars(args) | args.adapter | training_args.to_dict()
-    values["world_size"] = training_args.world_size
+    values = all_settings(training_args, args)
     run = {key: value for key, value in values.items() if not key.startswith(harmless)}
     for file in (ROOT / "train.py", *ROOT.glob("sft/**/*.py")):
         run[file.relative_to(ROOT).as_posix()] = hash_file(file)
@@ -57,6 +56,12 @@ def describe_run(
                 digest.update(cells.flatten().to_numpy())
         run[f"the {split} rows"] = digest.hexdigest()
     return json.loads(json.dumps(run, default=str))
+
+
+def all_settings(training_args: TrainingArguments, args: ProjectArguments) -> dict:
+    """Each key with its value, and the number of processes; no token, for the library hides it."""
+    values = vars(args) | args.adapter | training_args.to_dict()
+    return values | {"world_size": training_args.world_size}
 
 
 def checkpoint_to_resume(

@@ -51,8 +51,7 @@ def choose(values: dict, overrides: list[str]) -> tuple[dict, str]:
         words.append(way["optim"])
     if "activation_checkpointing" in way:
         words.append(f"{'' if way['activation_checkpointing'] else 'no '}activation checkpointing")
-    where = f"{card.name}, {card.gib:.0f} GB" if card else "the CPU"
-    return chosen, f"Chosen for {where}: {', '.join(words)}{why}" if words else ""
+    return chosen, f"Chosen for {describe(card)}: {', '.join(words)}{why}" if words else ""
 
 
 def _choose_by_memory(card: Card | None, values: dict, overrides: list[str]) -> tuple[dict, str]:
@@ -79,6 +78,10 @@ def _choose_by_memory(card: Card | None, values: dict, overrides: list[str]) -> 
             but |= {"won't": ", which will not fit; see python vram.py"}
             return way, f" ({found.peak / GB:.1f} GB counted{but[found.verdict(card.gib)]})"
     return {"optim": optims[0], "activation_checkpointing": switches[-1]}, " (not counted)"
+
+
+def describe(card: Card | None) -> str:
+    return f"{card.name}, {card.gib:.0f} GB" if card else "the CPU"
 
 
 def find_card() -> Card | None:

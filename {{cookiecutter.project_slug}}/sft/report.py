@@ -1,17 +1,24 @@
-"""Tables before and after training, and a plot of the loss."""
+"""Tables before and after training, and files of what a run is and what came of it."""
 
 import json
+import re
+import tomllib
 from collections import ChainMap
 from contextlib import suppress
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
+from platform import python_version
 
 import torch
-from matplotlib.figure import Figure
 from rich.table import Column, Table
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import TrainingArguments
 
-from sft.config import read_values
+from sft.checkpoints import all_settings
+from sft.config import ROOT, ProjectArguments, read_values
+from sft.machine import describe, find_card
 from sft.mask_view import console
 from sft.memory import GB, NoCount, count_for, memory
 from sft.row_report import RowReport
@@ -26,6 +33,26 @@ def show_rows(reports: dict[str, RowReport]) -> None:
     for name in dict.fromkeys(chain(*figures)):
         table.add_row(name, *(of_split.get(name, "0") for of_split in figures))
     console.print(table)
+
+
+def write_run(
+    training_args: TrainingArguments, args: ProjectArguments, run: dict, tokenizer: Tokenizer
+) -> None:
+    """Write run.json, by which compare.py tells runs apart. `run` is what `describe_run` says."""
+    if training_args.process_index > 0:
+        return
+    hashes = {name: digest for name, digest in run.items() if not name.isidentifier()}
+    hashes["the chat template"] = sha256(str(tokenizer.chat_template).encode()).hexdigest()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    versions = {"python": python_version()}
+    for name in (re.match(r"[\w.-]+", one)[0] for one in project["dependencies"]):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    machine = describe(None if training_args.use_cpu else find_card())
+    found = {"settings": all_settings(training_args, args), "hashes": hashes}
+    found |= {"versions": versions, "machine": machine}
+    file = Path(training_args.output_dir, "run.json")
+    file.write_text(json.dumps(found, indent=2, default=str), encoding="utf-8")
 
 
 def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> None:
@@ -73,18 +100,3 @@ def counted_peak(args: TrainingArguments, report: RowReport, overrides: list[str
         "trained_share": float(report.trained.sum() / report.lengths.sum()),
     }
     return memory(count_for(overrides), values).peak
-
-
-def plot_loss(log_history: list[dict], path: Path) -> None:
-    """Draw training and evaluation loss over the steps as a PNG."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")  # pyplot would look for a display
-    axes = figure.subplots()
-    for key, label in (("loss", "training"), ("eval_loss", "evaluation")):
-        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker=".")
-    axes.set(xlabel="step", ylabel="loss per trained token")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    figure.savefig(path, dpi=150)
