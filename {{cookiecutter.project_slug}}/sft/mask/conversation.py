@@ -1,11 +1,10 @@
 """What every step of masking works on: a conversation, and what is known of its tokenizer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 
-from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 INSTRUCTIONS = ("system", "developer")
@@ -46,7 +45,7 @@ class Row:
     replies: Sequence[Span] = ()  # characters of each in `text`, with the end of its turn
     is_ended: bool = False  # whether the template itself ends the last reply
     ids: Sequence[int] = ()
-    spans: Sequence[Span] | None = None  # tokens of each reply
+    characters: Callable[[int], Span] = None  # of each token, in `text`
     labels: Sequence[int] = ()
 
     def without(self, messages: list[dict]) -> "Row":
@@ -84,20 +83,15 @@ class Settings:
         # thoughts a reply may write, too
         written = {name for name in names if name in headers and "think" not in name}
         self.special = _any_of({*flagged, *tokenizer.all_special_tokens, *written})
-        self.widths = _widths(tokenizer)
-        self.ids_of = lru_cache(64)(partial(tokenizer.encode, add_special_tokens=False))
+        self.tokens_of = lru_cache(64)(self._tokens_of)
+
+    def _tokens_of(self, text: str, is_split: bool = False) -> tuple[list[int], list[Span]]:
+        """The ids of a text and their offsets; `is_split` spells control tokens out."""
+        how = {"add_special_tokens": False, "split_special_tokens": is_split}
+        encoded = self.tokenizer(text, return_offsets_mapping=True, **how)
+        return encoded["input_ids"], encoded["offset_mapping"]
 
 
 def _any_of(words: set[str]) -> re.Pattern:
     longest_first = sorted(words, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing
-
-
-def _widths(tokenizer: Tokenizer) -> list[int] | None:
-    """The bytes of each token by its id; None if the tokenizer is not byte-level."""
-    if not isinstance(tokenizer.backend_tokenizer.decoder, ByteLevel):
-        return None
-    widths = {number: len(name) for name, number in tokenizer.get_vocab().items()}  # 1 a byte
-    for number, token in tokenizer.added_tokens_decoder.items():
-        widths[number] = len(token.content.encode())
-    return [widths.get(number, 0) for number in range(max(widths) + 1)]

@@ -40,7 +40,7 @@ def locate(row: Row, settings: Settings) -> None:
     reply, prompt, full = row.safe_messages[-1], row.safe_prompt, row.safe_full
     thought, answer = thought_of(reply)
     begun, common = OPENING.search(prompt), leaving(prompt, full)
-    row.said = _words(row, answer, settings) if answer.strip() else (common, common)
+    row.said = _words(row, answer, common, settings) if answer.strip() else (common, common)
     row.start, is_shown = common, thought and thought in full[common:]
     if not prompt or not full.startswith(prompt) or row.said[0] < common:
         differs = prompt[common:]
@@ -59,10 +59,10 @@ def locate(row: Row, settings: Settings) -> None:
         row.between += _closing(row, begun[0], settings)
 
 
-def _words(row: Row, answer: str, settings: Settings) -> Span:
-    """Where the answer is in the text."""
-    full, start = row.safe_full, len(row.safe_prompt)
-    if full.startswith(row.safe_prompt):
+def _words(row: Row, answer: str, start: int, settings: Settings) -> Span:
+    """Where the answer is in the text, which leaves the prompt at `start`."""
+    full = row.safe_full
+    if not TAG.sub("", row.safe_prompt[start:]).strip():  # the reply is all that follows
         first = full.find(answer, start)
         if first == full.rfind(answer, start) >= 0:  # once; they may overlap
             return first, first + len(answer)
