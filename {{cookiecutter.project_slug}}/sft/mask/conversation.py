@@ -48,13 +48,13 @@ class Row:
     characters: Callable[[int], Span] = None  # of each token, in `text`
     labels: Sequence[int] = ()
 
-    def without(self, messages: list[dict]) -> "Row":
+    def of(self, messages: list[dict], turns: str = "") -> "Row":
         """A row of some of its messages."""
-        return Row(messages, self.turns, self.extra)
+        return Row(messages, turns or self.turns, self.extra)
 
     def unroll(self) -> None:
         """One row for each reply, each with the context in which inference asks for it."""
-        self.parts = [Row(self.messages[: at + 1], "last", self.extra) for at in self.trained]
+        self.parts = [self.of(self.messages[: at + 1], "last") for at in self.trained]
 
 
 class Settings:

@@ -9,9 +9,12 @@ thought, or train on it as if it were the answer.
 import json
 import re
 import signal
+import threading
 from bisect import bisect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from sft.mask.conversation import INSTRUCTIONS, MaskError, Row, Settings
@@ -23,6 +26,7 @@ OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re
 CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
 TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
 MOST_SECONDS = 20  # for one call of the template, which takes milliseconds
+MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
 CLOCK = getattr(signal, "ITIMER_REAL", 0)
 set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
 REASONS = {
@@ -48,6 +52,36 @@ def render(conversations: list[list[dict]], settings: Settings, row: Row, **kwar
         raise MaskError("refused by the chat template", " ".join(str(error).split())) from error
     finally:
         set_clock(CLOCK, 0)
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Exit where a chat template loops or allocates without end: it is a program of others.
+
+    `render` starts the clock anew. What has no such limits (Windows, a thread) goes without.
+    """
+    statm = Path("/proc/self/statm")  # Linux
+    if not statm.exists() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import resource
+
+    def stop(*_) -> None:
+        raise SystemExit(f"The chat template takes over {MOST_SECONDS} seconds for a conversation.")
+
+    used = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, hard))
+    set_clock(CLOCK, MOST_SECONDS)
+    try:
+        yield
+    except MemoryError:
+        raise SystemExit(f"The chat template takes over {MOST_BYTES / 2**30:g} GB.") from None
+    finally:
+        set_clock(CLOCK, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, before)
 
 
 def ask(row: Row, settings: Settings) -> None:
