@@ -5,24 +5,24 @@ from functools import lru_cache, partial
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.mask.checks import check_messages, check_prompt, hide_forged
+from sft.mask.checks import check_messages, check_prompt, hide_control_tokens
 from sft.mask.conversation import Row, Settings
-from sft.mask.end_of_turn import end_turn
-from sft.mask.replies import join, locate
+from sft.mask.end_of_turn import find_end
+from sft.mask.replies import build_text, locate_reply
 from sft.mask.shorten import shorten
-from sft.mask.template import ask, limited
+from sft.mask.template import limited, render_row
 from sft.mask.tokens import label, tokenize
 
 STEPS = (
     check_messages,  # is the conversation sound, and which replies are trained on
-    ask,  # the prompt of the last reply, and the text with it
+    render_row,  # the prompt of the last reply, and the text with it
     check_prompt,  # is every message in the prompt
-    hide_forged,  # control tokens in the row's own words: refused, or hidden
-    locate,  # the last reply in the text
-    end_turn,  # what ends it
-    join,  # prompt and reply to one text, with all replies that it serves
-    tokenize,  # text to ids, replies to spans of ids
-    label,  # spans to labels
+    hide_control_tokens,  # control tokens in the row's own words: refused, or hidden
+    locate_reply,  # the last reply in the text
+    find_end,  # what ends it
+    build_text,  # prompt and reply to one text, with all replies that it serves
+    tokenize,  # text to ids
+    label,  # ids to labels
 )
 
 

@@ -20,35 +20,27 @@ def check_messages(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: a message without known role or text, a call without a name, or no reply.
     """
-    for number, message in enumerate(row.messages, start=1):
-        role, content = message.get("role"), message.get("content")
+    replies = weighted_replies(row.messages)
+    row.trained = replies if row.turns == "all" else replies[-1:]
+    for at, message in enumerate(row.messages):
+        role, content, where = message.get("role"), message.get("content"), f"message {at + 1}"
         if role not in ROLES:
-            detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
-            raise MaskError("unknown role", detail)
+            raise MaskError("unknown role", f"{where} has {role!r}; known are {', '.join(ROLES)}")
         calls = message.get("tool_calls") if role == "assistant" else None
         if calls:
             try:
                 calls_of(message)
             except (ValueError, TypeError) as error:
-                detail = f"message {number}: {error}"
-                raise MaskError("tool calls that cannot be read", detail) from None
-        if calls and content is None:
-            continue
+                raise MaskError("tool calls that cannot be read", f"{where}: {error}") from None
+            content = "" if content is None else content
         if not isinstance(content, str):
             kind = "null" if content is None else type(content).__name__
-            raise MaskError("content that is not text", f"message {number} holds {kind}")
-        if is_blank(content) and not calls:
-            kind = "empty reply" if role == "assistant" else "empty message"
-            raise MaskError(kind, f"message {number}")
-    replies = weighted_replies(row.messages)
+            raise MaskError("content that is not text", f"{where} holds {kind}")
+        answer = content.rpartition("</think>")[2] if at in row.trained else content
+        if is_blank(answer) and not calls:
+            raise MaskError("empty reply" if role == "assistant" else "empty message", where)
     if not replies:
         raise MaskError("no assistant turn to train on")
-    row.trained = replies if row.turns == "all" else replies[-1:]
-    for at in row.trained:
-        reply = row.messages[at]
-        answer = (reply.get("content") or "").rpartition("</think>")[2]
-        if is_blank(answer) and not reply.get("tool_calls"):
-            raise MaskError("empty reply", f"message {at + 1}")
     row.messages = row.messages[: replies[-1] + 1]
 
 
@@ -62,7 +54,7 @@ def weighted_replies(messages: list[dict]) -> list[int]:
     """
     found = []
     for at, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message.get("role") != "assistant":
             continue
         marks = {key: value for key, value in message.items() if SWITCH.search(key)}
         for key, value in marks.items():
@@ -85,8 +77,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: one is not, since templates drop what they do not know.
     """
-    contents = (message.get("content") for message in row.messages)
-    said = "\n".join(content for content in contents if isinstance(content, str))
+    contents = "\n".join(message.get("content") or "" for message in row.messages)
     text = row.prompt or row.full  # a reply that no chat asks for has no prompt
     unclear, lost = [], []
     for at, message in enumerate(row.messages[:-1]):
@@ -99,7 +90,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
         times = sum(map(text.count, forms))
         if times == 0:
             lost.append(at)
-        elif times > 1 or said.count(words) > 1:
+        elif times > 1 or contents.count(words) > 1:
             unclear.append(at)  # the words may be there for another message
     if unclear:
         marked = [mark(row.messages[:-1], unclear)]
@@ -114,7 +105,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
             raise MaskError("the chat template does not write the tools", f"{name!r} is not there")
 
 
-def hide_forged(row: Row, settings: Settings) -> None:
+def hide_control_tokens(row: Row, settings: Settings) -> None:
     """Hides the control tokens in a row's own words, which would forge a turn.
 
     No character moves: each is replaced by one that means nothing.

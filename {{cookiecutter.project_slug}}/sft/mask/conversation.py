@@ -37,10 +37,10 @@ class Row:
     safe_prompt: str = ""
     safe_full: str = ""
     start: int = 0  # where in `full` the text after the prompt begins
-    between: str = ""  # what the template leaves out there: the thought, or the end of an empty one
-    said: Span = (0, 0)  # where in `full` the words of the last reply are
+    inserted: str = ""  # what the template leaves out there: a thought, or the end of an empty one
+    answer: Span = (0, 0)  # where in `full` the last reply's answer is
     end: int = 0  # where in `full` its turn ends
-    text: str = ""  # `prompt`, `between`, and `full` from `start` on
+    text: str = ""  # `prompt`, `inserted`, and `full` from `start` on
     forged: Sequence[Span] = ()  # control tokens in the row's own words, in `text`
     replies: Sequence[Span] = ()  # characters of each in `text`, with the end of its turn
     is_ended: bool = False  # whether the template itself ends the last reply
@@ -68,6 +68,7 @@ class Settings:
         names = {token.content for token in added.values()}
         self.control = _any_of(names)
         one = self.control.pattern
+        self.control_at_end = re.compile(rf"({one})\s*\Z")
         self.control_run = re.compile(rf"(\s*(?:{one}))(?:\s*(?:{one}))*")
         chat = [{"role": role, "content": UNUSED} for role in ("user", "assistant", "user")]
         try:
@@ -83,13 +84,14 @@ class Settings:
         # thoughts a reply may write, too
         written = {name for name in names if name in headers and "think" not in name}
         self.special = _any_of({*flagged, *tokenizer.all_special_tokens, *written})
-        self.tokens_of = lru_cache(64)(self._tokens_of)
+        self.ids_of = lru_cache(64)(self._ids_of)
 
-    def _tokens_of(self, text: str, is_split: bool = False) -> tuple[list[int], list[Span]]:
-        """The ids of a text and their offsets; `is_split` spells control tokens out."""
-        how = {"add_special_tokens": False, "split_special_tokens": is_split}
-        encoded = self.tokenizer(text, return_offsets_mapping=True, **how)
-        return encoded["input_ids"], encoded["offset_mapping"]
+    def _ids_of(self, text: str, is_split: bool = False) -> list[int]:
+        """The tokens of a text; `is_split` spells out control tokens in ordinary ones."""
+        self.tokenizer.backend_tokenizer.encode_special_tokens = is_split
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        self.tokenizer.backend_tokenizer.encode_special_tokens = False
+        return encoding.ids
 
 
 def _any_of(words: set[str]) -> re.Pattern:

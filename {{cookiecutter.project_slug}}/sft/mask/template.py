@@ -29,6 +29,7 @@ MOST_SECONDS = 20  # for one call of the template, which takes milliseconds
 MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
 CLOCK = getattr(signal, "ITIMER_REAL", 0)
 set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
+MARKER = re.compile("\u2060\\d+\u2060")  # as `marker` writes it
 REASONS = {
     "answer": "the chat template rewrites the reply",
     "thought": "the chat template drops the thinking",
@@ -84,57 +85,57 @@ def limited() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def ask(row: Row, settings: Settings) -> None:
+def render_row(row: Row, settings: Settings) -> None:
     """Renders the prompt and the text, in the first form in which the text has all of the reply.
 
     Raises:
         MaskError: there is no such form, and the template does not prompt for a thought either.
     """
     refusal, prompted, prompts = None, None, [""]
+    is_asked = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
     for messages in forms(row.messages):
         try:
-            if is_asked(row.messages, len(row.messages) - 1):
+            if is_asked:
                 prompts = render([messages[:-1]], settings, row, add_generation_prompt=True)
             (full,) = render([messages], settings, row)
         except MaskError as error:
             refusal = refusal or error
             continue
         row.messages, (row.prompt,), row.full = messages, prompts, full
-        what = lacking(messages[-1], full[leaving(row.prompt, full) :])
-        if not what:
+        missing = missing_part(messages[-1], full[diverges_at(row.prompt, full) :])
+        if not missing:
             return
-        if what == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
+        if missing == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
             prompted = prompted or (messages, row.prompt, full)
         elif refusal is None or "refused" in refusal.reason:
-            refusal = _refusal(what, messages[-1], len(messages), settings)
+            refusal = _refusal(missing, messages[-1], len(messages), settings)
     if prompted is None:
         raise refusal
     row.messages, row.prompt, row.full = prompted
 
 
-def _refusal(what: str, reply: dict, number: int, settings: Settings) -> MaskError:
+def _refusal(missing: str, reply: dict, number: int, settings: Settings) -> MaskError:
     """Why the template does not write all of a reply, and what may help."""
     detail = f"message {number}"
-    if what == "answer" and reply.get("tool_calls"):
+    if missing == "answer" and reply.get("tool_calls"):
         detail += ", which calls tools beside its text; take the text out"
     keys = re.findall(r"\b(\w*think\w*) is defined", str(settings.tokenizer.chat_template))
-    if what == "thought" and keys:
+    if missing == "thought" and keys:
         detail += f"; chat_template_kwargs may help, with {' or '.join(dict.fromkeys(keys))}"
-    return MaskError(REASONS[what], detail)
+    return MaskError(REASONS[missing], detail)
 
 
-def is_asked(messages: list[dict], at: int) -> bool:
-    """Whether a chat would ask for the reply at this position: not after another, or at first."""
-    return at > 0 and messages[at - 1]["role"] != "assistant"
-
-
-def leaving(prompt: str, full: str) -> int:
-    """Where `full` leaves the prompt: at its end, or before the tag in which they differ."""
-    if full.startswith(prompt):
-        return len(prompt)
-    at = bisect(range(len(prompt)), False, key=lambda at: prompt[: at + 1] != full[: at + 1])
+def diverges_at(prompt: str, full: str) -> int:
+    """Where `full` differs from the prompt: after all of it, or before a tag that is another."""
+    at = common_length(prompt, full)
     tags = TAG.finditer(prompt, max(0, at - 40))
     return next((tag.start() for tag in tags if tag.start() < at < tag.end()), at)
+
+
+def common_length(one: str, other: str) -> int:
+    """How many characters both texts begin with."""
+    lengths = range(1, 1 + min(len(one), len(other)))
+    return bisect(lengths, False, key=lambda length: one[:length] != other[:length])
 
 
 def forms(messages: list[dict]) -> Iterator[list[dict]]:
@@ -200,7 +201,7 @@ def calls_of(reply: dict) -> list[tuple[str, dict]]:
     return calls
 
 
-def lacking(reply: dict, text: str) -> str:
+def missing_part(reply: dict, text: str) -> str:
     """What of a reply, in one of its forms, is not in the text: "" if all is."""
     thought, answer = thought_of(reply)
     if answer.strip() not in text:
