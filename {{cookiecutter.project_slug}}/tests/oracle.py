@@ -8,6 +8,7 @@ labels beside the reply's own words.
 import json
 import re
 from contextlib import suppress
+from itertools import pairwise
 from unicodedata import normalize
 
 SENTINEL = "Qz0zQ"
@@ -112,9 +113,6 @@ def _is_in(said: str, value) -> bool:
 
 def runs(labels: list[int]) -> list[tuple[int, int]]:
     """From where to where there are labels, for each text that is trained on."""
-    borders = [at for at in range(len(labels) + 1) if _has(labels, at - 1) != _has(labels, at)]
+    pairs = enumerate(pairwise([-100, *labels, -100]))
+    borders = [at for at, (last, this) in pairs if (last == -100) != (this == -100)]
     return list(zip(borders[::2], borders[1::2], strict=True))
-
-
-def _has(labels: list[int], at: int) -> bool:
-    return 0 <= at < len(labels) and labels[at] != -100

@@ -5,7 +5,7 @@ import re
 from unicodedata import category
 
 from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings
-from sft.mask.template import calls_of, mark, marker, render
+from sft.mask.template import mark, marker, read_call, render
 
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers that Unicode counts as letters or symbols
 # keys of a message that say whether it is trained on, and what reads like one
@@ -20,7 +20,7 @@ def check_messages(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: a message without known role or text, a call without a name, or no reply.
     """
-    replies = weighted_replies(row.messages)
+    row.messages, replies = list(row.messages), weighted_replies(row.messages)
     row.trained = replies if row.turns == "all" else replies[-1:]
     for at, message in enumerate(row.messages):
         role, content, where = message.get("role"), message.get("content"), f"message {at + 1}"
@@ -29,7 +29,7 @@ def check_messages(row: Row, settings: Settings) -> None:
         calls = message.get("tool_calls") if role == "assistant" else None
         if calls:
             try:
-                calls_of(message)
+                row.messages[at] = {**message, "tool_calls": [read_call(one) for one in calls]}
             except (ValueError, TypeError) as error:
                 raise MaskError("tool calls that cannot be read", f"{where}: {error}") from None
             content = "" if content is None else content

@@ -88,10 +88,9 @@ class Settings:
 
     def _ids_of(self, text: str, is_split: bool = False) -> list[int]:
         """The tokens of a text; `is_split` spells out control tokens in ordinary ones."""
-        self.tokenizer.backend_tokenizer.encode_special_tokens = is_split
-        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        self.tokenizer.backend_tokenizer.encode_special_tokens = False
-        return encoding.ids
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = is_split
+        return backend.encode(text, add_special_tokens=False).ids
 
 
 def _any_of(words: set[str]) -> re.Pattern:

@@ -70,10 +70,13 @@ def _own_start(row: Row, at: int, thought: str) -> int:
     The thought's tags belong to it unless the prompt has them.
     """
     prompt, full = row.safe_prompt, row.safe_full
+    reason = "the chat template depends on the reply"
     if prompt and row.answer == (at, at):  # calls alone
         differs, asked = prompt[at:], (row.safe_messages[-2].get("content") or "").strip()
         if not TAG.match(differs.lstrip() or "<>") or asked and asked in differs:
-            raise MaskError("the chat template depends on the reply", "its prompt is another")
+            raise MaskError(reason, "its prompt is another")
+    elif not prompt and (full.count(thought) > 1 if thought else row.answer == (at, at)):
+        raise MaskError(reason, f"no prompt shows where message {len(row.messages)} begins")
     first = full.find(thought, at) if thought else row.answer[0]
     if OPENING.search(prompt):
         closed = (tag.start() for tag in CLOSING.finditer(full, at) if tag.end() == first)

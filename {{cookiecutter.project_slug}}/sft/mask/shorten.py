@@ -4,7 +4,6 @@ Whole turns, or the start of a prompt: what is left is rendered and masked anew,
 nor the template's own text is ever cut.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -25,7 +24,7 @@ def shorten(
         row: if it is masked, it is too long.
         mode: the `truncation_mode` of `sft.mask.encode`.
         mask: masks a list of rows.
-        guess: how many turns may have to go, where the row is not masked.
+        guess: how many turns may have to go; where the row is masked, all but one are tried.
 
     Returns:
         Also how many turns are left out.
@@ -33,23 +32,15 @@ def shorten(
     always, parts = _parts(row.messages, mode)
     rows = {0: row}
 
-    def left(number: int) -> list[dict]:
-        return always + row.messages[parts[number]]
-
-    def fits(one: Row) -> bool:
+    def is_enough(number: int) -> bool:
+        one = rows.setdefault(number, row.of(always + row.messages[parts[number]]))
+        mask([one])
         return bool(one.labels) and len(one.ids) <= max_length
 
-    def is_enough(number: int) -> bool:
-        one = rows.setdefault(number, row.of(left(number)))
-        mask([one])
-        return fits(one)
-
-    if row.ids:
-        most = _size(row.messages) * max_length / len(row.ids)  # characters that should fit
-        guess = bisect_left(range(len(parts)), True, key=lambda n: _size(left(n)) <= most)
+    guess = len(parts) - 1 if row.ids else guess
     number = min(_first(len(parts), guess, is_enough), len(parts) - 1)
     shorter = rows[number]
-    while not (shorter.error or fits(shorter)):
+    while not shorter.error and (shorter.parts or len(shorter.ids) > max_length):
         excess = len(shorter.ids) - max_length
         can_go = mode == "truncate_prompt" and not shorter.parts
         messages = _without_start(shorter.messages, excess, tokenizer) if can_go else []
@@ -60,10 +51,6 @@ def shorten(
             detail = f"{len(row.ids or shorter.ids)} tokens, {max_length} allowed"
             shorter.error = MaskError("longer than max_length", detail)
     return shorter, number
-
-
-def _size(messages: list[dict]) -> int:
-    return sum(len(message.get("content") or "") for message in messages)
 
 
 def _first(count: int, guess: int, is_enough: Callable[[int], bool]) -> int:

@@ -91,12 +91,13 @@ def render_row(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: there is no such form, and the template does not prompt for a thought either.
     """
-    refusal, prompted, prompts = None, None, [""]
+    refusal, prompted, before, prompts = None, None, None, [""]
     is_asked = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
     for messages in forms(row.messages):
         try:
-            if is_asked:
+            if is_asked and messages[:-1] != before:
                 prompts = render([messages[:-1]], settings, row, add_generation_prompt=True)
+                before = messages[:-1]
             (full,) = render([messages], settings, row)
         except MaskError as error:
             refusal = refusal or error
@@ -151,7 +152,7 @@ def forms(messages: list[dict]) -> Iterator[list[dict]]:
         return
     as_text, empty = ((False, True), ("", None)) if has_calls else ((False,), ("",))
     for how in product(as_text, empty):
-        before = [_with_calls(one, *how) if one.get("tool_calls") else one for one in earlier]
+        before = [_with_calls(one, *how) for one in earlier]
         if thought:
             in_field = {**reply, "content": answer, **dict.fromkeys(FIELDS, thought)}
             yield [*before, _with_calls(in_field, *how)]
@@ -163,11 +164,9 @@ def _with_calls(reply: dict, as_text: bool, empty: str | None) -> dict:
     """The reply with what its calls pass as mappings or as JSON text, and its content if empty."""
     if not reply.get("tool_calls"):
         return reply
-    calls = []
-    for call, (name, arguments) in zip(reply["tool_calls"], calls_of(reply), strict=True):
-        function = {"name": name, "arguments": _json(arguments) if as_text else arguments}
-        others = {key: value for key, value in call.items() if key not in function}
-        calls.append({"type": "function", **others, "function": function})
+    calls = [{**call, "function": dict(call["function"])} for call in reply["tool_calls"]]
+    for call in calls if as_text else ():
+        call["function"]["arguments"] = _json(call["function"]["arguments"])
     return {**reply, "content": reply.get("content") or empty, "tool_calls": calls}
 
 
@@ -183,22 +182,20 @@ def thought_of(reply: dict) -> tuple[str, str]:
     return "", content
 
 
-def calls_of(reply: dict) -> list[tuple[str, dict]]:
-    """The name and the arguments of each call; these may be given as JSON text.
+def read_call(call: dict) -> dict:
+    """A call of a tool in OpenAI's form, with its arguments as a mapping.
 
     Raises:
         ValueError: a call without a name, or arguments that are no mapping.
     """
-    calls = []
-    for call in reply.get("tool_calls") or []:
-        function = call.get("function", call) if isinstance(call, dict) else {}
-        name, arguments = function.get("name"), function.get("arguments") or {}
-        if isinstance(arguments, str):
-            arguments = json.loads(arguments)
-        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-            raise ValueError("a call needs a name, and arguments that are a mapping")
-        calls.append((name, arguments))
-    return calls
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    name, arguments = function.get("name"), function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        raise ValueError("a call needs a name, and arguments that are a mapping")
+    others = {key: value for key, value in call.items() if key not in ("name", "arguments")}
+    return {"type": "function", **others, "function": {"name": name, "arguments": arguments}}
 
 
 def missing_part(reply: dict, text: str) -> str:
@@ -209,10 +206,11 @@ def missing_part(reply: dict, text: str) -> str:
     thoughts = [reply[key] for key in reply if re.search("think|thought|reason", key)]
     if any(isinstance(one, str) and one.strip() not in text for one in [thought, *thoughts]):
         return "thought"
-    for call, said in zip(reply.get("tool_calls") or [], calls_of(reply), strict=True):
-        given = call["function"]["arguments"]
-        is_twice = isinstance(given, str) and given != _json(given)[1:-1] in text
-        if is_twice or not all(_is_in(text, value) for value in said):
+    for call in reply.get("tool_calls") or []:
+        name, given = call["function"]["name"], call["function"]["arguments"]
+        arguments = json.loads(given) if isinstance(given, str) else given
+        is_twice = given != arguments and given != _json(given)[1:-1] in text
+        if is_twice or not _is_in(text, [name, arguments]):
             return "calls"
     return ""
 
@@ -240,7 +238,7 @@ def marker(at: int) -> str:
 def _is_in(text: str, value: Any) -> bool:
     """Whether all of a value is in the text, in whatever form it is written."""
     if isinstance(value, dict):
-        return all(_is_in(text, part) for pair in value.items() for part in pair)
+        value = [*value, *value.values()]
     if isinstance(value, list):
         return all(_is_in(text, part) for part in value)
     written = (json.dumps(value, ensure_ascii=flag).strip('"') for flag in (False, True))

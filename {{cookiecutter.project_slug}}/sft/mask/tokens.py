@@ -10,8 +10,10 @@ NEAR = 200  # characters before a reply in which its header's control tokens are
 
 def tokenize(rows: list[Row], settings: Settings) -> None:
     """Tokenizes the texts in one call, which takes less time than many."""
-    settings.tokenizer("", add_special_tokens=False)  # sets its backend to neither cut nor pad
     backend = settings.tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = False
     whole = [row for row in rows if not row.inserted]
     encodings = backend.encode_batch([row.text for row in whole], add_special_tokens=False)
     for row, encoding in zip(whole, encodings, strict=True):
