@@ -78,7 +78,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
         MaskError: one is not, since templates drop what they do not know.
     """
     contents = "\n".join(message.get("content") or "" for message in row.messages)
-    text = row.prompt or row.full  # a reply that no chat asks for has no prompt
+    text = row.prompt if row.is_asked else row.full
     unclear, lost = [], []
     for at, message in enumerate(row.messages[:-1]):
         if message["role"] == "assistant":
@@ -94,7 +94,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
             unclear.append(at)  # the words may be there for another message
     if unclear:
         marked = [mark(row.messages[:-1], unclear)]
-        (marked,) = render(marked, settings, row, add_generation_prompt=bool(row.prompt))
+        (marked,) = render(marked, settings, row, add_generation_prompt=row.is_asked)
         lost += [at for at in unclear if marker(at) not in marked]
     if lost:
         detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
@@ -135,7 +135,8 @@ def hide_control_tokens(row: Row, settings: Settings) -> None:
             )
     row.safe_messages = row.safe_messages[1:] if found else row.messages
     if found:
-        if row.prompt:
+        (row.safe_full,) = render([row.safe_messages], settings, row)
+        row.safe_prompt = row.safe_full[: len(row.prompt)]
+        if row.is_asked:
             before = [row.safe_messages[:-1]]
             (row.safe_prompt,) = render(before, settings, row, add_generation_prompt=True)
-        (row.safe_full,) = render([row.safe_messages], settings, row)

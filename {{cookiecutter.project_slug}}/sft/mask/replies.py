@@ -35,9 +35,9 @@ def locate_reply(row: Row, settings: Settings) -> None:
     at = diverges_at(prompt, full)
     row.answer = _locate(row, answer, at, settings) if answer.strip() else (at, at)
     shown = thought if thought in full[at:] else ""
-    continues = prompt and full.startswith(prompt) and row.answer[0] >= at
+    continues = row.is_asked and full.startswith(prompt) and row.answer[0] >= at
     row.start = at if continues else _own_start(row, at, shown)
-    if not prompt:  # no chat asks for this reply
+    if not row.is_asked:
         row.prompt, row.safe_prompt = row.full[: row.start], full[: row.start]
     row.inserted = "" if shown else thought
     opened = OPENING.search(prompt)
@@ -70,13 +70,11 @@ def _own_start(row: Row, at: int, thought: str) -> int:
     The thought's tags belong to it unless the prompt has them.
     """
     prompt, full = row.safe_prompt, row.safe_full
-    reason = "the chat template depends on the reply"
-    if prompt and row.answer == (at, at):  # calls alone
-        differs, asked = prompt[at:], (row.safe_messages[-2].get("content") or "").strip()
-        if not TAG.match(differs.lstrip() or "<>") or asked and asked in differs:
-            raise MaskError(reason, "its prompt is another")
-    elif not prompt and (full.count(thought) > 1 if thought else row.answer == (at, at)):
-        raise MaskError(reason, f"no prompt shows where message {len(row.messages)} begins")
+    if row.answer == (at, at):  # calls alone
+        differs, asked = prompt[at:], (row.safe_messages[-2:][0].get("content") or "").strip()
+        is_tag = TAG.match(differs.lstrip() or "<>") and not (asked and asked in differs)
+        if not row.is_asked or not is_tag:
+            raise MaskError("the chat template depends on the reply", "its prompt is another")
     first = full.find(thought, at) if thought else row.answer[0]
     if OPENING.search(prompt):
         closed = (tag.start() for tag in CLOSING.finditer(full, at) if tag.end() == first)

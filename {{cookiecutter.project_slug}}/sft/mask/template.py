@@ -91,19 +91,22 @@ def render_row(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: there is no such form, and the template does not prompt for a thought either.
     """
-    refusal, prompted, before, prompts = None, None, None, [""]
-    is_asked = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
+    refusal, prompted, before, prompt = None, None, [], ""
+    row.is_asked = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
     for messages in forms(row.messages):
         try:
-            if is_asked and messages[:-1] != before:
-                prompts = render([messages[:-1]], settings, row, add_generation_prompt=True)
+            if messages[:-1] != before:
+                (prompt,) = render(
+                    [messages[:-1]], settings, row, add_generation_prompt=row.is_asked
+                )
                 before = messages[:-1]
             (full,) = render([messages], settings, row)
         except MaskError as error:
             refusal = refusal or error
             continue
-        row.messages, (row.prompt,), row.full = messages, prompts, full
-        missing = missing_part(messages[-1], full[diverges_at(row.prompt, full) :])
+        at = diverges_at(prompt, full)
+        row.messages, row.prompt, row.full = messages, prompt if row.is_asked else full[:at], full
+        missing = missing_part(messages[-1], full[at:])
         if not missing:
             return
         if missing == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
