@@ -1,5 +1,6 @@
 """What the tests of the mask share: chat templates of every shape, and what is trained on."""
 
+import sys
 from itertools import groupby
 
 
@@ -18,7 +19,7 @@ def trained(
 ) -> list[str] | str:
     """The texts that are trained on, in order, or the sentence of the refusal.
 
-    Each has to be after the tokens of the prompt with which inference asks for it, if it would.
+    The project's own oracle has to find nothing wrong with them.
     """
     from sft.mask import MaskError, encode_examples
 
@@ -28,18 +29,8 @@ def trained(
         examples = encode_examples(messages, tokenizer, **how)
     except MaskError as error:
         return str(error)
-    beside = {key: value for key, value in how.items() if key == "tools"}
-    asked = [at for at, one in enumerate(messages) if one["role"] == "assistant"]
-    is_plain = not how.keys() & {"max_length", "control_tokens"}
-    if is_plain and all(at and messages[at - 1]["role"] != "assistant" for at in asked):
-        prompts = [
-            tokenizer.apply_chat_template(
-                messages[:at], add_generation_prompt=True, return_dict=False, **beside
-            )
-            for at in asked
-        ]
-    else:
-        prompts = None  # for one no chat would ask, or the ids are to be others
+    if not how.keys() & {"max_length", "control_tokens"}:  # the ids are to be others
+        assert not judged(messages, examples, tokenizer, **how)
     found = []
     for example in examples:
         ids, labels = example["input_ids"], example["labels"]
@@ -49,9 +40,18 @@ def trained(
         for is_trained, run in groupby(labels, key=lambda label: label != -100):
             end = start + len([*run])
             found += [tokenizer.decode(ids[start:end])] if is_trained else []
-            assert not is_trained or prompts is None or ids[:start] in prompts
             start = end
     return found
+
+
+def judged(messages: list[dict], examples: list[dict], tokenizer, turns="all", **conversation):
+    """What the project's oracle says of the examples."""
+    sys.path.insert(0, "tests")
+    from oracle import judge
+
+    last = max(at for at, one in enumerate(messages) if one["role"] == "assistant")
+    conversation["messages"] = messages[: last + 1]
+    return judge(conversation, examples, tokenizer, turns)
 
 
 def chat(*turns: str) -> list[dict]:

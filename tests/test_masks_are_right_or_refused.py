@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from masks import CHATML, CONTROL, THINKING, TWO_TURNS, chat, with_options
+from masks import CHATML, CONTROL, THINKING, TWO_TURNS, chat, judged, with_options
 
 from conftest import in_project
 
@@ -304,6 +304,8 @@ def check_any_text_in_any_template(examples: int) -> dict:
             outcomes[error.reason] = outcomes.get(error.reason, 0) + 1
             return
         outcomes["right"] += 1
+        if policy == "refuse":
+            assert not judged(messages, examples, base)
         replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         trained = [(example, *run) for example in examples for run in runs(example["labels"])]
         assert len(trained) == len(replies)

@@ -120,6 +120,17 @@ def test_a_reply_without_prompt_is_trained_on_from_its_first_word(project):
         assert learnt == [f"{lead}Hello<|im_end|>" for lead in leads]
 
 
+def test_a_reply_after_another_is_trained_on_from_its_own_words(project):
+    turns = chat("user: Hm.", "assistant: Hello", f"assistant: {THOUGHT}")
+    learnt = in_project(project, with_options, CHATML, turns, {})
+    assert learnt == ["Hello<|im_end|>", f"{THOUGHT}<|im_end|>"]
+    call = {"role": "assistant", "tool_calls": [{"name": "Hi"}]}
+    template = CHATML.replace("{{ m.content }}", "{{ m.content or m.tool_calls | tojson }}")
+    for messages in ([call], [*turns[:2], call]):
+        said = in_project(project, with_options, template, messages, {})
+        assert "depends on the reply" in said
+
+
 def test_a_reply_of_weight_0_is_read_but_not_learnt(project):
     first = [*TWO_TURNS[:2], {**TWO_TURNS[2], "weight": 0}, *TWO_TURNS[3:]]
     last = [*TWO_TURNS[:4], {**TWO_TURNS[4], "weight": 0}]

@@ -180,32 +180,45 @@ def test_no_more_turns_are_left_out_than_must_be(project, mode):
     assert in_project(project, left_by_steps, conversations, mode) > 50
 
 
-def rendered(turns: int) -> dict:
-    """How many messages the template is given, a turn: to encode, and to shorten."""
-    from sft.mask import encode
+# earlier thoughts are taken out, so that each reply needs a text of its own
+DROPS = CHATML.replace("m.content", "m.content.split('</think>')[-1]").replace(
+    "assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"
+)
 
-    tokenizer = tokenizer_with(CHATML, CONTROL, "</s>")
-    template, given = tokenizer.apply_chat_template, []
+
+def rendered(template: str, turns: int) -> dict:
+    """How many messages the template is given, a turn, to encode and to shorten."""
+    from sft.mask import encode_batch
+
+    tokenizer = tokenizer_with(template, CONTROL, "</s>")
+    apply, given = tokenizer.apply_chat_template, []
 
     def count(conversations, **kwargs):
         many = isinstance(conversations[0], list)
         given.extend(map(len, conversations) if many else [len(conversations)])
-        return template(conversations, **kwargs)
+        return apply(conversations, **kwargs)
 
     tokenizer.apply_chat_template = count
     messages = chat("system: Be brief.", *["user: Hi", "assistant: Hello"] * turns)
     work = {}
-    for mode, limit in (("drop", None), ("truncate_prompt", 200), ("keep_start", 200)):
+    for mode in ("truncate_prompt", "keep_start", "drop"):
         given.clear()
-        example = encode(messages, tokenizer, limit, truncation_mode=mode)
-        assert limit is None or 150 < len(example["input_ids"]) <= limit
-        work[mode] = sum(given) / turns
+        (examples,) = encode_batch([messages], tokenizer, 200, truncation_mode=mode)
+        work[mode] = sum(given) / turns, [] if isinstance(examples, ValueError) else examples
     return work
 
 
-def test_the_work_for_a_turn_does_not_grow_with_their_number(project):
-    for mode, messages in in_project(project, rendered, 1000).items():
-        assert messages < 16, mode
+@pytest.mark.parametrize("template, most, count", [(CHATML, 16, 1), (DROPS, 250, 300)])
+def test_the_work_for_a_turn_does_not_grow_with_their_number(project, template, most, count):
+    work = in_project(project, rendered, template, 300)
+    assert max(messages for messages, _ in work.values()) < most, work
+    (_, newest), (_, oldest), (_, none) = work.values()
+    assert not none and len(newest) == count
+    lengths = [len(example["input_ids"]) for example in newest]
+    assert max(lengths) <= 200 and min(lengths[10:] or lengths) > 150
+    texts = [example["input_ids"] for example in oldest]
+    assert all(text not in texts[at + 1 :] for at, text in enumerate(texts))
+    assert [example["shortened"] for example in oldest] == [False] * (len(texts) - 1) + [True]
 
 
 def test_a_call_of_a_tool_needs_no_content_to_be_left_out(project):

@@ -135,10 +135,10 @@ def test_no_code_of_a_model_may_run(project):
 def under_a_template(template: str) -> str:
     from masks import CONTROL, chat, tokenizer_with
 
-    from sft.mask import batch, encode
-    from sft.mask import template as asked
+    from sft.mask import encode
+    from sft.mask import template as limits
 
-    batch.MOST_SECONDS = asked.MOST_SECONDS = 1
+    limits.MOST_SECONDS = 1
     try:
         encode(chat("user: Hi", "assistant: Hello"), tokenizer_with(template, CONTROL, "</s>"))
     except SystemExit as ended:

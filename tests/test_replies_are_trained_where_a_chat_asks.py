@@ -6,7 +6,18 @@
 import json
 
 import pytest
-from masks import CHATML, CONTROL, THINKING, THOUGHT, TWO_TURNS, chat, trained, with_options
+from masks import (
+    CHATML,
+    CONTROL,
+    THINKING,
+    THOUGHT,
+    TWO_TURNS,
+    chat,
+    judged,
+    tokenizer_with,
+    trained,
+    with_options,
+)
 
 from conftest import in_project
 
@@ -210,3 +221,43 @@ def test_what_cannot_be_called_is_refused(project, name):
         {"tools": TOOLS},
     )
     assert isinstance(said, str) and sentence in said, said
+
+
+def verdicts(template: str, messages: list, tools: list | None) -> dict:
+    """What the project's oracle says of right examples, and of each spoiled."""
+    from sft.mask import encode_examples
+
+    tokenizer = tokenizer_with(template, CONTROL, "</s>")
+    right = encode_examples(messages, tokenizer, tools=tools)
+    *others, example = right
+    ids, labels = example["input_ids"], example["labels"]
+    on = [at for at, label in enumerate(labels) if label != -100]
+    start = max(at for at in on if labels[at - 1] == -100)
+
+    def relabelled(is_on) -> list[dict]:
+        spoiled = [token if is_on(at) else -100 for at, token in enumerate(ids)]
+        return [*others, {**example, "labels": spoiled}]
+
+    spoiled = {
+        "": right,
+        "its first token is missing": relabelled(lambda at: at in on and at != start),
+        "its end is missing": relabelled(lambda at: at in on and at < on[-1]),
+        "a word in it is missing": relabelled(lambda at: at in on and at != (start + on[-1]) // 2),
+        "the prompt's end is trained on": relabelled(lambda at: at in on or at == start - 1),
+        "a token of the prompt is gone": [*others, {"input_ids": ids[1:], "labels": labels[1:]}],
+        "a reply is missing": others,
+    }
+    return {
+        name: judged(messages, examples, tokenizer, tools=tools)
+        for name, examples in spoiled.items()
+    }
+
+
+@pytest.mark.parametrize("name", [*PLACES, "calls"])
+def test_the_oracle_sees_what_is_wrong(project, name):
+    template, messages, _ = PLACES.get(name, (None,) * 3)
+    if name == "calls":
+        template = HERMES.replace("WRITTEN", WRITTEN["arguments as a mapping"])
+        messages = [*chat("user: Rain?"), asking(None, {"city": "Rome"})]
+    said = in_project(project, verdicts, template, messages, TOOLS if name == "calls" else None)
+    assert said.pop("") == "" and all(said.values()), said

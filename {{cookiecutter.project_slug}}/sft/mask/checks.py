@@ -5,7 +5,7 @@ import re
 from unicodedata import category
 
 from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings
-from sft.mask.template import calls_of, mark, marker, render
+from sft.mask.template import mark, marker, read_call, render
 
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers that Unicode counts as letters or symbols
 # keys of a message that say whether it is trained on, and what reads like one
@@ -20,35 +20,27 @@ def check_messages(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: a message without known role or text, a call without a name, or no reply.
     """
-    for number, message in enumerate(row.messages, start=1):
-        role, content = message.get("role"), message.get("content")
+    row.messages, replies = list(row.messages), weighted_replies(row.messages)
+    row.trained = replies if row.turns == "all" else replies[-1:]
+    for at, message in enumerate(row.messages):
+        role, content, where = message.get("role"), message.get("content"), f"message {at + 1}"
         if role not in ROLES:
-            detail = f"message {number} has {role!r}; known are {', '.join(ROLES)}"
-            raise MaskError("unknown role", detail)
+            raise MaskError("unknown role", f"{where} has {role!r}; known are {', '.join(ROLES)}")
         calls = message.get("tool_calls") if role == "assistant" else None
         if calls:
             try:
-                calls_of(message)
+                row.messages[at] = {**message, "tool_calls": [read_call(one) for one in calls]}
             except (ValueError, TypeError) as error:
-                detail = f"message {number}: {error}"
-                raise MaskError("tool calls that cannot be read", detail) from None
-        if calls and content is None:
-            continue
+                raise MaskError("tool calls that cannot be read", f"{where}: {error}") from None
+            content = "" if content is None else content
         if not isinstance(content, str):
             kind = "null" if content is None else type(content).__name__
-            raise MaskError("content that is not text", f"message {number} holds {kind}")
-        if is_blank(content) and not calls:
-            kind = "empty reply" if role == "assistant" else "empty message"
-            raise MaskError(kind, f"message {number}")
-    replies = weighted_replies(row.messages)
+            raise MaskError("content that is not text", f"{where} holds {kind}")
+        answer = content.rpartition("</think>")[2] if at in row.trained else content
+        if is_blank(answer) and not calls:
+            raise MaskError("empty reply" if role == "assistant" else "empty message", where)
     if not replies:
         raise MaskError("no assistant turn to train on")
-    row.trained = replies if row.turns == "all" else replies[-1:]
-    for at in row.trained:
-        reply = row.messages[at]
-        answer = (reply.get("content") or "").rpartition("</think>")[2]
-        if is_blank(answer) and not reply.get("tool_calls"):
-            raise MaskError("empty reply", f"message {at + 1}")
     row.messages = row.messages[: replies[-1] + 1]
 
 
@@ -62,7 +54,7 @@ def weighted_replies(messages: list[dict]) -> list[int]:
     """
     found = []
     for at, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message.get("role") != "assistant":
             continue
         marks = {key: value for key, value in message.items() if SWITCH.search(key)}
         for key, value in marks.items():
@@ -85,9 +77,8 @@ def check_prompt(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: one is not, since templates drop what they do not know.
     """
-    contents = (message.get("content") for message in row.messages)
-    said = "\n".join(content for content in contents if isinstance(content, str))
-    text = row.prompt or row.full  # a reply that no chat asks for has no prompt
+    contents = "\n".join(message.get("content") or "" for message in row.messages)
+    text = row.prompt if row.is_asked else row.full
     unclear, lost = [], []
     for at, message in enumerate(row.messages[:-1]):
         if message["role"] == "assistant":
@@ -99,11 +90,11 @@ def check_prompt(row: Row, settings: Settings) -> None:
         times = sum(map(text.count, forms))
         if times == 0:
             lost.append(at)
-        elif times > 1 or said.count(words) > 1:
+        elif times > 1 or contents.count(words) > 1:
             unclear.append(at)  # the words may be there for another message
     if unclear:
         marked = [mark(row.messages[:-1], unclear)]
-        (marked,) = render(marked, settings, row, add_generation_prompt=bool(row.prompt))
+        (marked,) = render(marked, settings, row, add_generation_prompt=row.is_asked)
         lost += [at for at in unclear if marker(at) not in marked]
     if lost:
         detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
@@ -114,7 +105,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
             raise MaskError("the chat template does not write the tools", f"{name!r} is not there")
 
 
-def hide_forged(row: Row, settings: Settings) -> None:
+def hide_control_tokens(row: Row, settings: Settings) -> None:
     """Hides the control tokens in a row's own words, which would forge a turn.
 
     No character moves: each is replaced by one that means nothing.
@@ -144,7 +135,8 @@ def hide_forged(row: Row, settings: Settings) -> None:
             )
     row.safe_messages = row.safe_messages[1:] if found else row.messages
     if found:
-        if row.prompt:
+        (row.safe_full,) = render([row.safe_messages], settings, row)
+        row.safe_prompt = row.safe_full[: len(row.prompt)]
+        if row.is_asked:
             before = [row.safe_messages[:-1]]
             (row.safe_prompt,) = render(before, settings, row, add_generation_prompt=True)
-        (row.safe_full,) = render([row.safe_messages], settings, row)

@@ -1,11 +1,10 @@
 """What every step of masking works on: a conversation, and what is known of its tokenizer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 
-from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 INSTRUCTIONS = ("system", "developer")
@@ -31,31 +30,32 @@ class Row:
     error: ValueError | None = None  # why there is no mask
     parts: Sequence["Row"] = ()  # one for each reply, where one text does not serve all
     trained: Sequence[int] = ()  # positions of the replies to train on
-    prompt: str = ""  # as inference asks for the last reply
+    is_asked: bool = False  # whether a chat would ask for the last reply: not after another
+    prompt: str = ""  # as inference asks for it, or the text before it
     full: str = ""  # the conversation with that reply
     # all again, with the control tokens in the row's own words hidden
     safe_messages: Sequence[dict] = ()
     safe_prompt: str = ""
     safe_full: str = ""
     start: int = 0  # where in `full` the text after the prompt begins
-    between: str = ""  # what the template leaves out there: the thought, or the end of an empty one
-    said: Span = (0, 0)  # where in `full` the words of the last reply are
+    inserted: str = ""  # what the template leaves out there: a thought, or the end of an empty one
+    answer: Span = (0, 0)  # where in `full` the last reply's answer is
     end: int = 0  # where in `full` its turn ends
-    text: str = ""  # `prompt`, `between`, and `full` from `start` on
+    text: str = ""  # `prompt`, `inserted`, and `full` from `start` on
     forged: Sequence[Span] = ()  # control tokens in the row's own words, in `text`
     replies: Sequence[Span] = ()  # characters of each in `text`, with the end of its turn
     is_ended: bool = False  # whether the template itself ends the last reply
     ids: Sequence[int] = ()
-    spans: Sequence[Span] | None = None  # tokens of each reply
+    characters: Callable[[int], Span] = None  # of each token, in `text`
     labels: Sequence[int] = ()
 
-    def without(self, messages: list[dict]) -> "Row":
+    def of(self, messages: list[dict], turns: str = "") -> "Row":
         """A row of some of its messages."""
-        return Row(messages, self.turns, self.extra)
+        return Row(messages, turns or self.turns, self.extra)
 
     def unroll(self) -> None:
         """One row for each reply, each with the context in which inference asks for it."""
-        self.parts = [Row(self.messages[: at + 1], "last", self.extra) for at in self.trained]
+        self.parts = [self.of(self.messages[: at + 1], "last") for at in self.trained]
 
 
 class Settings:
@@ -69,6 +69,7 @@ class Settings:
         names = {token.content for token in added.values()}
         self.control = _any_of(names)
         one = self.control.pattern
+        self.control_at_end = re.compile(rf"({one})\s*\Z")
         self.control_run = re.compile(rf"(\s*(?:{one}))(?:\s*(?:{one}))*")
         chat = [{"role": role, "content": UNUSED} for role in ("user", "assistant", "user")]
         try:
@@ -84,20 +85,15 @@ class Settings:
         # thoughts a reply may write, too
         written = {name for name in names if name in headers and "think" not in name}
         self.special = _any_of({*flagged, *tokenizer.all_special_tokens, *written})
-        self.widths = _widths(tokenizer)
-        self.ids_of = lru_cache(64)(partial(tokenizer.encode, add_special_tokens=False))
+        self.ids_of = lru_cache(64)(self._ids_of)
+
+    def _ids_of(self, text: str, is_split: bool = False) -> list[int]:
+        """The tokens of a text; `is_split` spells out control tokens in ordinary ones."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = is_split
+        return backend.encode(text, add_special_tokens=False).ids
 
 
 def _any_of(words: set[str]) -> re.Pattern:
     longest_first = sorted(words, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing
-
-
-def _widths(tokenizer: Tokenizer) -> list[int] | None:
-    """The bytes of each token by its id; None if the tokenizer is not byte-level."""
-    if not isinstance(tokenizer.backend_tokenizer.decoder, ByteLevel):
-        return None
-    widths = {number: len(name) for name, number in tokenizer.get_vocab().items()}  # 1 a byte
-    for number, token in tokenizer.added_tokens_decoder.items():
-        widths[number] = len(token.content.encode())
-    return [widths.get(number, 0) for number in range(max(widths) + 1)]

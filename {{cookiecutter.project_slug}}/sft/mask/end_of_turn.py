@@ -5,76 +5,76 @@ unlike the ones before, or not at all, or with words between control tokens; som
 turn's header at once, which is not for the model to write.
 """
 
-import re
-from os.path import commonprefix
-
 from sft.mask.conversation import UNUSED, MaskError, Row, Settings
-from sft.mask.template import render
-
-PROBE = {"role": "user", "content": UNUSED}
+from sft.mask.template import common_length, render
 
 
-def end_turn(row: Row, settings: Settings) -> None:
+def find_end(row: Row, settings: Settings) -> None:
     """Finds where the turn of the last reply ends, if the template ends it.
 
     Raises:
         MaskError: a turn has no clear end.
     """
-    if row.safe_messages[-1].get("tool_calls"):
-        row.end = _end_of_calls(row, settings)
-    else:
-        row.end = row.said[1] + len(_end_of_words(row, settings))
-    row.is_ended = row.end > row.said[1]
+    text, calls = row.safe_full, row.safe_messages[-1].get("tool_calls")
+    tokens = settings.control.finditer(text, row.start if calls else row.answer[1])
+    headers = (at.start() for at in tokens if row.safe_prompt.endswith(text[at.start() :]))
+    header = next(headers, len(text))
+    row.end = (_end_of_calls if calls else _end_of_words)(row, header, settings)
+    row.is_ended = row.end > row.answer[1]
 
 
-def _end_of_words(row: Row, settings: Settings) -> str:
-    """What ends the turn after the words of the last reply; "" if nothing does."""
-    text, control, (start, end) = row.safe_full, settings.control, (row.start, row.said[1])
+def _end_of_words(row: Row, header: int, settings: Settings) -> int:
+    """Where the turn ends after the answer; at the answer's end if nothing ends it.
+
+    Args:
+        header: where the next turn's begins; the text's length if there is none.
+    """
+    text, end = row.safe_full, row.answer[1]
     closing, tail = _closing(text, end, settings), text[end:]
     if not closing and tail.strip():
         raise MaskError("no end-of-turn token", "the chat template ends turns with plain text")
-    if not closing or _is_eos(closing, settings):
-        return closing
-    words = _plain(tail, settings)
-    header = any(text[:start].endswith(tail[m.start() :]) for m in control.finditer(tail))
-    if not header and tail.strip() == closing.strip():
-        return closing
-    # what belongs to the turn is there even where another message follows
-    (longer,) = render([[*row.safe_messages, PROBE]], settings, row)
-    shared = len(commonprefix([tail, longer[end:]]))
-    shared = min([shared, *(m.start() for m in control.finditer(tail) if m.end() > shared)])
-    own = tail[:shared].rstrip()
-    if longer.startswith(text[:end]) and not (words and header):
+    is_eos = settings.eos is not None and closing.endswith(settings.eos)
+    has_header = header < len(text)
+    if not closing or is_eos or not has_header and tail.strip() == closing.strip():
+        return end + len(closing)
+    user = {"role": "user", "content": UNUSED}
+    shared, words = _shared(row, [user], settings), _plain(tail, settings)
+    if shared >= end and not (words and has_header):
+        cut = (m.start() for m in settings.control.finditer(tail) if m.end() > shared - end)
+        own = tail[: min([shared - end, *cut])].rstrip()
         if not _plain(own, settings) and own.startswith(closing):
-            return closing if words or header else own
-        if _plain(own, settings) and re.search(f"(?:{control.pattern})$", own):
-            return own
+            return end + len(closing if words or has_header else own)
+        if _plain(own, settings) and settings.control_at_end.search(own):
+            return end + len(own)
     raise MaskError("no clear end of turn", f"{tail[:40]!r} follows the last reply")
 
 
-def _end_of_calls(row: Row, settings: Settings) -> int:
-    """Where the turn ends: what the tools answer would follow; `row.said[1]` if nothing ends it."""
-    text, control = row.safe_full, settings.control
-    headers = (m.start() for m in control.finditer(text, row.start))
-    last = next((at for at in headers if row.safe_prompt.endswith(text[at:])), len(text))
-    calls, answer = row.safe_messages[-1]["tool_calls"], {"role": "tool", "content": UNUSED}
+def _end_of_calls(row: Row, header: int, settings: Settings) -> int:
+    """The same after calls of tools: at EOS, or where what the tools answer would follow."""
+    text, calls = row.safe_full, row.safe_messages[-1]["tool_calls"]
+    eos = text.find(settings.eos, row.start, header) if settings.eos else -1
+    if eos >= 0:
+        return eos + len(settings.eos)
+    answer = {"role": "tool", "content": UNUSED}
     answers = [
         {**answer, "name": call["function"]["name"], "tool_call_id": call.get("id", "")}
         for call in calls
     ]
     try:
-        (longer,) = render([[*row.safe_messages, *answers]], settings, row)
-        shared = len(commonprefix([text, longer]))
+        shared = min(header, _shared(row, answers, settings))
     except MaskError:  # which the template takes for no next message
-        shared = last
-    eos = text.find(settings.eos, row.start, last) if settings.eos else -1
-    if eos >= 0:
-        return eos + len(settings.eos)
-    for end in (min(shared, last), last):
+        shared = header
+    for end in (shared, header):
         own = text[:end].rstrip()
-        if len(own) > row.start and re.search(f"(?:{control.pattern})$", own):
+        if len(own) > row.start and settings.control_at_end.search(own):
             return len(own)
-    return row.said[1]
+    return row.answer[1]
+
+
+def _shared(row: Row, following: list[dict], settings: Settings) -> int:
+    """To where the text is the same if other messages follow: that belongs to the turn."""
+    (longer,) = render([[*row.safe_messages, *following]], settings, row)
+    return common_length(row.safe_full, longer)
 
 
 def _closing(text: str, end: int, settings: Settings) -> str:
@@ -86,10 +86,6 @@ def _closing(text: str, end: int, settings: Settings) -> str:
     if run and settings.eos and settings.eos in run[0]:
         return run[0][: run[0].index(settings.eos) + len(settings.eos)]
     return run[1] if run else ""
-
-
-def _is_eos(closing: str, settings: Settings) -> bool:
-    return settings.eos is not None and closing.endswith(settings.eos)
 
 
 def _plain(text: str, settings: Settings) -> str:

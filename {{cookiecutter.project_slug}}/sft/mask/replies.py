@@ -7,66 +7,51 @@ text lacks, or the template writes an earlier turn in another way, the two are j
 
 import re
 
-from sft.mask.conversation import (
-    UNUSED,
-    MaskError,
-    Row,
-    Settings,
-    Span,
-)
+from sft.mask.conversation import UNUSED, MaskError, Row, Settings, Span
 from sft.mask.template import (
     CLOSING,
     FIELDS,
+    MARKER,
     OPENING,
     REASONS,
     TAG,
     after_instructions,
-    leaving,
+    diverges_at,
     mark,
     marker,
     render,
     thought_of,
 )
 
-MARKER = re.compile("\u2060\\d+\u2060")
 
-
-def locate(row: Row, settings: Settings) -> None:
-    """Finds the words of the last reply, and where the text after the prompt begins.
+def locate_reply(row: Row, settings: Settings) -> None:
+    """Finds the last reply's answer, what the text has after the prompt, and what it lacks there.
 
     Raises:
         MaskError: the template makes something else of the reply.
     """
-    reply, prompt, full = row.safe_messages[-1], row.safe_prompt, row.safe_full
-    thought, answer = thought_of(reply)
-    begun, common = OPENING.search(prompt), leaving(prompt, full)
-    row.said = _words(row, answer, settings) if answer.strip() else (common, common)
-    row.start, is_shown = common, thought and thought in full[common:]
-    if not prompt or not full.startswith(prompt) or row.said[0] < common:
-        differs = prompt[common:]
-        if not answer.strip() and (
-            not TAG.match(differs.lstrip() or "<>") or _said(row.safe_messages[-2]) in differs
-        ):
-            raise MaskError("the chat template depends on the reply", "its prompt is another")
-        first = full.find(thought, common) if is_shown else row.said[0]
-        tag = OPENING.search(full[:first]) if is_shown and not begun else None
-        closed = [end.start() for end in CLOSING.finditer(full, common) if end.end() == first]
-        row.start = tag.start() if tag else closed[0] if begun and closed else first
-    if not prompt:
+    prompt, full = row.safe_prompt, row.safe_full
+    thought, answer = thought_of(row.safe_messages[-1])
+    at = diverges_at(prompt, full)
+    row.answer = _locate(row, answer, at, settings) if answer.strip() else (at, at)
+    shown = thought if thought in full[at:] else ""
+    continues = row.is_asked and full.startswith(prompt) and row.answer[0] >= at
+    row.start = at if continues else _own_start(row, at, shown)
+    if not row.is_asked:
         row.prompt, row.safe_prompt = row.full[: row.start], full[: row.start]
-    row.between = "" if is_shown else thought
-    if begun and not is_shown and not CLOSING.match(full, row.start):
-        row.between += _closing(row, begun[0], settings)
+    row.inserted = "" if shown else thought
+    opened = OPENING.search(prompt)
+    if opened and not shown and not CLOSING.match(full, row.start):
+        row.inserted += _closing(row, opened[0], settings)
 
 
-def _words(row: Row, answer: str, settings: Settings) -> Span:
-    """Where the answer is in the text."""
-    full, start = row.safe_full, len(row.safe_prompt)
-    if full.startswith(row.safe_prompt):
+def _locate(row: Row, answer: str, start: int, settings: Settings) -> Span:
+    """Where the answer is in the text, which differs from the prompt from `start` on."""
+    full, last = row.safe_full, len(row.safe_messages) - 1
+    if not TAG.sub("", row.safe_prompt[start:]).strip():  # the reply is all that follows
         first = full.find(answer, start)
         if first == full.rfind(answer, start) >= 0:  # once; they may overlap
             return first, first + len(answer)
-    last = len(row.safe_messages) - 1
     (marked,) = render([mark(row.safe_messages, [last])], settings, row)
     before, *rest = MARKER.split(marked)
     end = len(full) - len(rest[0]) if rest else 0
@@ -79,30 +64,49 @@ def _words(row: Row, answer: str, settings: Settings) -> Span:
     return len(before), end
 
 
+def _own_start(row: Row, at: int, thought: str) -> int:
+    """Where the reply's own text begins that does not continue the prompt: with thought or answer.
+
+    The thought's tags belong to it unless the prompt has them.
+    """
+    prompt, full = row.safe_prompt, row.safe_full
+    if row.answer == (at, at):  # calls alone
+        differs, asked = prompt[at:], (row.safe_messages[-2:][0].get("content") or "").strip()
+        is_tag = TAG.match(differs.lstrip() or "<>") and not (asked and asked in differs)
+        if not row.is_asked or not is_tag:
+            raise MaskError("the chat template depends on the reply", "its prompt is another")
+    first = full.find(thought, at) if thought else row.answer[0]
+    if OPENING.search(prompt):
+        closed = (tag.start() for tag in CLOSING.finditer(full, at) if tag.end() == first)
+        return next(closed, first)
+    opened = OPENING.search(full[:first]) if thought else None
+    return opened.start() if opened else first
+
+
 def _closing(row: Row, tag: str, settings: Settings) -> str:
     """What the template writes between a thought and the answer; its tag closed if it drops it."""
     reply = {"role": "assistant", "content": marker(1), **dict.fromkeys(FIELDS, marker(0))}
     (text,) = render([[*row.safe_messages[:-1], reply]], settings, row)
-    between = re.search(f"{marker(0)}(.+?){marker(1)}", text, re.DOTALL)
-    if between:
-        return between[1]
+    closing = re.search(f"{marker(0)}(.+?){marker(1)}", text, re.DOTALL)
+    if closing:
+        return closing[1]
     name = tag.strip()
     end = name.replace("START", "END") if "START" in name else f"{name[0]}/{name[1:]}"
     return f"\n{end}\n\n" if tag.endswith("\n") else end
 
 
-def join(row: Row, settings: Settings) -> None:
-    """Puts the text together, and finds every reply that is trained on in it.
+def build_text(row: Row, settings: Settings) -> None:
+    """Puts prompt and reply to one text, and finds every reply that is trained on in it.
 
     Where it does not have each after its own prompt and in the same form, the row is unrolled.
     """
-    thought = thought_of(row.messages[-1])[0] if row.between else ""
-    between = thought + row.between[len(thought) :]
-    row.text = row.prompt + between + row.full[row.start :]
-    shift = len(row.prompt) + len(between) - row.start
-    row.replies = [(len(row.prompt), row.end + shift if row.is_ended else len(row.text))]
+    thought = thought_of(row.messages[-1])[0] if row.inserted else ""
+    before = row.prompt + thought + row.inserted[len(thought) :]
+    row.text = before + row.full[row.start :]
+    end = len(before) + row.end - row.start if row.is_ended else len(row.text)
+    row.replies = [(len(row.prompt), end)]
     if row.safe_messages is not row.messages:
-        safe_text = row.safe_prompt + row.between + row.safe_full[row.start :]
+        safe_text = row.safe_prompt + row.inserted + row.safe_full[row.start :]
         row.forged = _forged(row, safe_text, settings)
     if len(row.trained) > 1:
         roles = [row.messages[at - 1]["role"] for at in row.trained]
@@ -140,24 +144,22 @@ def _earlier(row: Row, settings: Settings) -> list[Span]:
         before.append(messages[:first] + marked[next(users, first) : at])
         last = at
     prompts = render(before, settings, row, add_generation_prompt=True)
-    content = messages[-1].get("content") or ""  # with its thought, unless that is in a field
-    places = (text.find(words, row.start) for words in (content, content.strip()))
-    lead = text[row.start : next((at for at in places if at >= 0), row.said[0])]
-    end = text[row.said[1] : row.end] or settings.eos or ""
+    places = (text.find(words, row.start) for words in _wordings(messages[-1]))
+    lead = text[row.start : next((at for at in places if at >= 0), row.answer[0])]
+    end = text[row.answer[1] : row.end] or settings.eos or ""
     found, border = [], 0
     for at, prompt in zip(row.trained, prompts, strict=False):
         prompt = MARKER.split(prompt)[-1]
-        start = border + len(prompt)
-        content = messages[at].get("content") or ""
-        for words in (content, content.strip()):
-            if words and text.startswith(prompt + lead + words + end, border):
-                border = start + len(lead + words)
-                found.append((start, border + len(end)))
-                break
-        else:
+        written = (prompt + lead + words for words in _wordings(messages[at]) if words)
+        reply = next((one for one in written if text.startswith(one + end, border)), None)
+        if reply is None:
             break
+        start, border = border + len(prompt), border + len(reply)
+        found.append((start, border + len(end)))
     return found
 
 
-def _said(message: dict) -> str:
-    return (message.get("content") or "").strip() or "\0"
+def _wordings(message: dict) -> tuple[str, str]:
+    """What it says as templates may write it; a thought may be in it."""
+    content = message.get("content") or ""
+    return content, content.strip()

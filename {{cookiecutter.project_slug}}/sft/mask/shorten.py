@@ -4,7 +4,6 @@ Whole turns, or the start of a prompt: what is left is rendered and masked anew,
 nor the template's own text is ever cut.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -13,55 +12,54 @@ from sft.mask.checks import weighted_replies
 from sft.mask.conversation import MaskError, Row
 from sft.mask.template import after_instructions
 
-TOO_LONG = "longer than max_length"
 
-
-def shorten(row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tokenizer) -> Row:
-    """The longest shorter row of at most `max_length` tokens, or one with an error.
+def shorten(
+    row: Row, max_length: int, mode: str, mask: Callable, tokenizer: Tokenizer, guess: int = 0
+) -> tuple[Row, int]:
+    """The longest row of some of the turns with at most `max_length` tokens, or one with an error.
 
     What is left and cannot be masked counts as too long.
 
     Args:
-        row: masked, and too long.
+        row: if it is masked, it is too long.
         mode: the `truncation_mode` of `sft.mask.encode`.
         mask: masks a list of rows.
+        guess: how many turns may have to go; where the row is masked, all but one are tried.
+
+    Returns:
+        Also how many turns are left out.
     """
-    length = len(row.ids)
-    shorter = [row.without(messages) for messages in _without_turns(row.messages, mode)]
+    always, parts = _parts(row.messages, mode)
+    rows = {0: row}
 
-    def fits(number: int) -> bool:
-        one = shorter[number]
+    def is_enough(number: int) -> bool:
+        one = rows.setdefault(number, row.of(always + row.messages[parts[number]]))
         mask([one])
-        return one.error is None and not one.parts and len(one.ids) <= max_length
+        return bool(one.labels) and len(one.ids) <= max_length
 
-    most = _size(row.messages) * max_length / length  # characters that should fit
-    guess = bisect_left(shorter, True, key=lambda one: _size(one.messages) <= most)
-    number = _first(len(shorter), guess, fits)
-    if shorter:
-        row = shorter[min(number, len(shorter) - 1)]
-    while row.error is None and len(row.ids) > max_length:
-        excess = len(row.ids) - max_length
-        left = _without_start(row.messages, excess, tokenizer) if mode == "truncate_prompt" else []
-        if left:
-            row = row.without(left)
-            mask([row])
+    guess = len(parts) - 1 if row.ids else guess
+    number = min(_first(len(parts), guess, is_enough), len(parts) - 1)
+    shorter = rows[number]
+    while not shorter.error and (shorter.parts or len(shorter.ids) > max_length):
+        excess = len(shorter.ids) - max_length
+        can_go = mode == "truncate_prompt" and not shorter.parts
+        messages = _without_start(shorter.messages, excess, tokenizer) if can_go else []
+        if messages:
+            shorter = row.of(messages)
+            mask([shorter])
         else:
-            detail = f"{length} tokens, {max_length} allowed"
-            row.error = MaskError(TOO_LONG, detail)
-    return row
+            detail = f"{len(row.ids or shorter.ids)} tokens, {max_length} allowed"
+            shorter.error = MaskError("longer than max_length", detail)
+    return shorter, number
 
 
-def _size(messages: list[dict]) -> int:
-    return sum(len(message.get("content") or "") for message in messages)
-
-
-def _first(count: int, guess: int, fits: Callable[[int], bool]) -> int:
-    """The first of `count` that fits, or `count`: sought in doubling steps from `guess` on."""
+def _first(count: int, guess: int, is_enough: Callable[[int], bool]) -> int:
+    """The first of `count` that is enough, or `count`: sought in doubling steps from `guess` on."""
     low, high, number, step = -1, count, guess, 1
     while high - low > 1:
         if not low < number < high:
             number = (low + high) // 2
-        if fits(number):
+        if is_enough(number):
             high, number = number, number - step
         else:
             low, number = number, number + step
@@ -69,15 +67,14 @@ def _first(count: int, guess: int, fits: Callable[[int], bool]) -> int:
     return high
 
 
-def _without_turns(messages: list[dict], mode: str) -> list[list[dict]]:
-    """The conversation without its oldest or newest turns, the longest first."""
+def _parts(messages: list[dict], mode: str) -> tuple[list[dict], list[slice]]:
+    """The messages that stay, and what may be left of the others: all, one turn less, and so on."""
     if mode == "keep_start":
-        return [messages[: at + 1] for at in reversed(weighted_replies(messages)[:-1])]
-    if mode == "truncate_prompt":
-        first = after_instructions(messages)
-        users = (at for at in range(first + 1, len(messages)) if messages[at]["role"] == "user")
-        return [messages[:first] + messages[at:] for at in users]
-    return []
+        return [], [slice(at + 1) for at in reversed(weighted_replies(messages))]
+    first = after_instructions(messages)
+    later = range(first + 1, len(messages)) if mode == "truncate_prompt" else ()
+    starts = [first, *(at for at in later if messages[at]["role"] == "user")]
+    return messages[:first], [slice(at, None) for at in starts]
 
 
 def _without_start(messages: list[dict], excess: int, tokenizer: Tokenizer) -> list[dict]:

@@ -9,9 +9,12 @@ thought, or train on it as if it were the answer.
 import json
 import re
 import signal
+import threading
 from bisect import bisect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from sft.mask.conversation import INSTRUCTIONS, MaskError, Row, Settings
@@ -23,8 +26,10 @@ OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re
 CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
 TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
 MOST_SECONDS = 20  # for one call of the template, which takes milliseconds
+MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
 CLOCK = getattr(signal, "ITIMER_REAL", 0)
 set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
+MARKER = re.compile("\u2060\\d+\u2060")  # as `marker` writes it
 REASONS = {
     "answer": "the chat template rewrites the reply",
     "thought": "the chat template drops the thinking",
@@ -50,57 +55,96 @@ def render(conversations: list[list[dict]], settings: Settings, row: Row, **kwar
         set_clock(CLOCK, 0)
 
 
-def ask(row: Row, settings: Settings) -> None:
+class Endless(SystemExit, Exception):
+    """Ends the program with its text, also from a worker process: only Exceptions leave those."""
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Exit where a chat template loops or allocates without end: it is a program of others.
+
+    `render` starts the clock anew. What has no such limits (Windows, a thread) goes without.
+    """
+    statm = Path("/proc/self/statm")  # Linux
+    if not statm.exists() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import resource
+
+    def stop(*_) -> None:
+        raise SystemExit(f"{MOST_SECONDS} seconds for a conversation")
+
+    used = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, hard))
+    set_clock(CLOCK, MOST_SECONDS)
+    try:
+        yield
+    except (MemoryError, SystemExit) as ended:
+        most = ended if isinstance(ended, SystemExit) else f"{MOST_BYTES / 2**30:g} GB"
+        raise Endless(f"The chat template takes over {most}.") from None
+    finally:
+        set_clock(CLOCK, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, before)
+
+
+def render_row(row: Row, settings: Settings) -> None:
     """Renders the prompt and the text, in the first form in which the text has all of the reply.
 
     Raises:
         MaskError: there is no such form, and the template does not prompt for a thought either.
     """
-    refusal, prompted, prompts = None, None, [""]
+    refusal, prompted, before, prompt = None, None, [], ""
+    row.is_asked = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
     for messages in forms(row.messages):
         try:
-            if is_asked(row.messages, len(row.messages) - 1):
-                prompts = render([messages[:-1]], settings, row, add_generation_prompt=True)
+            if messages[:-1] != before:
+                (prompt,) = render(
+                    [messages[:-1]], settings, row, add_generation_prompt=row.is_asked
+                )
+                before = messages[:-1]
             (full,) = render([messages], settings, row)
         except MaskError as error:
             refusal = refusal or error
             continue
-        row.messages, (row.prompt,), row.full = messages, prompts, full
-        what = lacking(messages[-1], full[leaving(row.prompt, full) :])
-        if not what:
+        at = diverges_at(prompt, full)
+        row.messages, row.prompt, row.full = messages, prompt if row.is_asked else full[:at], full
+        missing = missing_part(messages[-1], full[at:])
+        if not missing:
             return
-        if what == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
+        if missing == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
             prompted = prompted or (messages, row.prompt, full)
         elif refusal is None or "refused" in refusal.reason:
-            refusal = _refusal(what, messages[-1], len(messages), settings)
+            refusal = _refusal(missing, messages[-1], len(messages), settings)
     if prompted is None:
         raise refusal
     row.messages, row.prompt, row.full = prompted
 
 
-def _refusal(what: str, reply: dict, number: int, settings: Settings) -> MaskError:
+def _refusal(missing: str, reply: dict, number: int, settings: Settings) -> MaskError:
     """Why the template does not write all of a reply, and what may help."""
     detail = f"message {number}"
-    if what == "answer" and reply.get("tool_calls"):
+    if missing == "answer" and reply.get("tool_calls"):
         detail += ", which calls tools beside its text; take the text out"
     keys = re.findall(r"\b(\w*think\w*) is defined", str(settings.tokenizer.chat_template))
-    if what == "thought" and keys:
+    if missing == "thought" and keys:
         detail += f"; chat_template_kwargs may help, with {' or '.join(dict.fromkeys(keys))}"
-    return MaskError(REASONS[what], detail)
+    return MaskError(REASONS[missing], detail)
 
 
-def is_asked(messages: list[dict], at: int) -> bool:
-    """Whether a chat would ask for the reply at this position: not after another, or at first."""
-    return at > 0 and messages[at - 1]["role"] != "assistant"
-
-
-def leaving(prompt: str, full: str) -> int:
-    """Where `full` leaves the prompt: at its end, or before the tag in which they differ."""
-    if full.startswith(prompt):
-        return len(prompt)
-    at = bisect(range(len(prompt)), False, key=lambda at: prompt[: at + 1] != full[: at + 1])
+def diverges_at(prompt: str, full: str) -> int:
+    """Where `full` differs from the prompt: after all of it, or before a tag that is another."""
+    at = common_length(prompt, full)
     tags = TAG.finditer(prompt, max(0, at - 40))
     return next((tag.start() for tag in tags if tag.start() < at < tag.end()), at)
+
+
+def common_length(one: str, other: str) -> int:
+    """How many characters both texts begin with."""
+    lengths = range(1, 1 + min(len(one), len(other)))
+    return bisect(lengths, False, key=lambda length: one[:length] != other[:length])
 
 
 def forms(messages: list[dict]) -> Iterator[list[dict]]:
@@ -116,7 +160,7 @@ def forms(messages: list[dict]) -> Iterator[list[dict]]:
         return
     as_text, empty = ((False, True), ("", None)) if has_calls else ((False,), ("",))
     for how in product(as_text, empty):
-        before = [_with_calls(one, *how) if one.get("tool_calls") else one for one in earlier]
+        before = [_with_calls(one, *how) for one in earlier]
         if thought:
             in_field = {**reply, "content": answer, **dict.fromkeys(FIELDS, thought)}
             yield [*before, _with_calls(in_field, *how)]
@@ -128,11 +172,9 @@ def _with_calls(reply: dict, as_text: bool, empty: str | None) -> dict:
     """The reply with what its calls pass as mappings or as JSON text, and its content if empty."""
     if not reply.get("tool_calls"):
         return reply
-    calls = []
-    for call, (name, arguments) in zip(reply["tool_calls"], calls_of(reply), strict=True):
-        function = {"name": name, "arguments": _json(arguments) if as_text else arguments}
-        others = {key: value for key, value in call.items() if key not in function}
-        calls.append({"type": "function", **others, "function": function})
+    calls = [{**call, "function": dict(call["function"])} for call in reply["tool_calls"]]
+    for call in calls if as_text else ():
+        call["function"]["arguments"] = _json(call["function"]["arguments"])
     return {**reply, "content": reply.get("content") or empty, "tool_calls": calls}
 
 
@@ -148,25 +190,23 @@ def thought_of(reply: dict) -> tuple[str, str]:
     return "", content
 
 
-def calls_of(reply: dict) -> list[tuple[str, dict]]:
-    """The name and the arguments of each call; these may be given as JSON text.
+def read_call(call: dict) -> dict:
+    """A call of a tool in OpenAI's form, with its arguments as a mapping.
 
     Raises:
         ValueError: a call without a name, or arguments that are no mapping.
     """
-    calls = []
-    for call in reply.get("tool_calls") or []:
-        function = call.get("function", call) if isinstance(call, dict) else {}
-        name, arguments = function.get("name"), function.get("arguments") or {}
-        if isinstance(arguments, str):
-            arguments = json.loads(arguments)
-        if not isinstance(name, str) or not name or not isinstance(arguments, dict):
-            raise ValueError("a call needs a name, and arguments that are a mapping")
-        calls.append((name, arguments))
-    return calls
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    name, arguments = function.get("name"), function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        raise ValueError("a call needs a name, and arguments that are a mapping")
+    others = {key: value for key, value in call.items() if key not in ("name", "arguments")}
+    return {"type": "function", **others, "function": {"name": name, "arguments": arguments}}
 
 
-def lacking(reply: dict, text: str) -> str:
+def missing_part(reply: dict, text: str) -> str:
     """What of a reply, in one of its forms, is not in the text: "" if all is."""
     thought, answer = thought_of(reply)
     if answer.strip() not in text:
@@ -174,10 +214,11 @@ def lacking(reply: dict, text: str) -> str:
     thoughts = [reply[key] for key in reply if re.search("think|thought|reason", key)]
     if any(isinstance(one, str) and one.strip() not in text for one in [thought, *thoughts]):
         return "thought"
-    for call, said in zip(reply.get("tool_calls") or [], calls_of(reply), strict=True):
-        given = call["function"]["arguments"]
-        is_twice = isinstance(given, str) and given != _json(given)[1:-1] in text
-        if is_twice or not all(_is_in(text, value) for value in said):
+    for call in reply.get("tool_calls") or []:
+        name, given = call["function"]["name"], call["function"]["arguments"]
+        arguments = json.loads(given) if isinstance(given, str) else given
+        is_twice = given != arguments and given != _json(given)[1:-1] in text
+        if is_twice or not _is_in(text, [name, arguments]):
             return "calls"
     return ""
 
@@ -205,7 +246,7 @@ def marker(at: int) -> str:
 def _is_in(text: str, value: Any) -> bool:
     """Whether all of a value is in the text, in whatever form it is written."""
     if isinstance(value, dict):
-        return all(_is_in(text, part) for pair in value.items() for part in pair)
+        value = [*value, *value.values()]
     if isinstance(value, list):
         return all(_is_in(text, part) for part in value)
     written = (json.dumps(value, ensure_ascii=flag).strip('"') for flag in (False, True))
