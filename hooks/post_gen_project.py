@@ -72,8 +72,7 @@ def memory_table(step):
     return "\n".join([
         *lines,
         "",
-        f"After each figure the smallest card that it fits, of {', '.join(map(str, vram.CARDS))} GB; "
-        "in brackets the one that would be tight.",
+        "Bold is the smallest card (GB) that fits; in brackets one that would be tight.",
         "",
         step.summary(),
         "",

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> Path:
     """Train; where memory does not suffice, say what would help."""
     try:
         return train(argv)
-    except RuntimeError as error:  # the second one is accelerate's, of auto_find_batch_size
+    except RuntimeError as error:  # the second is accelerate's, of auto_find_batch_size
         if not isinstance(error, torch.OutOfMemoryError) and "No executable" not in str(error):
             raise
         _, overrides = parse(argv, __doc__, smoke=False)

@@ -70,7 +70,6 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
     name = _name(rows, tokenizer, args)
     CACHE.mkdir(parents=True, exist_ok=True)
-    encode_batch([], tokenizer)  # a chat template without end is stopped here, in this process
     gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
     try:
         return rows.map(

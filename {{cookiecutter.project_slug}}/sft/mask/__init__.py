@@ -1,7 +1,7 @@
 """Conversations to `input_ids` and `labels`: the loss mask.
 
-The model is trained on the assistant's replies and on where they end, nothing else: a label is the
-token itself where it is trained on, and -100 where the loss ignores it.
+The model is trained on the assistant's replies and their ends alone: there a label is the token
+itself, and elsewhere -100, which the loss ignores.
 
 Only the chat template knows what a prompt looks like and how a reply ends, so we ask it. At
 inference it renders the messages so far with a generation prompt: each reply is trained after just
@@ -48,9 +48,8 @@ def encode_examples(
         messages: `[{"role": ..., "content": ...}, ...]`; what follows the last reply is left out.
         max_length: in tokens; None for any length.
         turns: "all" trains on every reply of the assistant, "last" on the last one only.
-        truncation_mode: what is left out of a longer conversation: "drop" refuses it,
-            "truncate_prompt" leaves out the oldest turns, then the start of the prompt,
-            "keep_start" the newest turns. What is left is rendered and masked anew.
+        truncation_mode: of a longer conversation "drop" keeps nothing, "truncate_prompt" the newest
+            turns, then the end of the prompt, "keep_start" the oldest turns.
         control_tokens: text that reads like a control token: "refuse" it, or "escape" it, which
             spells it out in ordinary tokens.
         tools: what the model may call, as `apply_chat_template` takes it.
