@@ -161,7 +161,7 @@ OPTIONS = [
         f"{EVALUATED} {SAVED} --load_best_model_at_end=true",
         differs("best"),
     ),
-    ("metric_for_best_model=m", "", "is not in METRICS"),
+    ("metric_for_best_model=m", "", "is not in ['loss', 'n']"),
     (
         "greater_is_better=true",
         f"{EVALUATED} {SAVED} --load_best_model_at_end=true",

@@ -28,8 +28,7 @@ def check_settings(args: TrainingArguments) -> None:
     rows, what = [{"input_ids": [0], "labels": [0], "length": 1}], ""
     try:
         if (args.metric_for_best_model or "loss").removeprefix("eval_") not in METRICS:
-            known = ", ".join(METRICS)
-            raise ValueError(f"metric_for_best_model is not in METRICS of sft/trainer.py: {known}")
+            raise ValueError(f"metric_for_best_model is not in {METRICS} of sft/trainer.py")
         if args.use_liger_kernel:
             apply_liger_kernel(model, args.liger_kernel_config)
         trainer = transformers.Trainer(model, args, train_dataset=rows, eval_dataset=rows)
