@@ -17,7 +17,7 @@ demo: $(MODEL)
 		quantization=none lora_targets=all_linear
 	@echo "--- 2/2 Train: the prompts are dialogues, and nobody says that a summary is wanted"
 	cd demo/my-sft && ../../$(BIN)/python train.py --r 16 --lora_alpha 32 --learning_rate 5e-4 --test_size 0.1 \
-		--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --num_train_epochs 2
+		--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --num_train_epochs 2 --answers 5
 	@echo
 	@echo "The project is in demo/my-sft; demo/my-sft/README.md says what to do next."
 	@echo "Your own: $(BIN)/cookiecutter $(CURDIR)"
