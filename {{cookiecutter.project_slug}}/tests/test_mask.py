@@ -42,21 +42,6 @@ def test_each_reply_is_trained_to_end(encoded, tokenizer):
         assert [label for label in example["labels"] if label != -100][-1] in stop
 
 
-def test_the_oracle_sees_a_spoiled_mask(encoded, tokenizer, turns):
-    conversation, (*others, example) = encoded[0]
-    ids, labels = example["input_ids"], example["labels"]
-    control = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}
-    spoils = {
-        "a token of the prompt": [ids[0], *labels[1:]],
-        "everything": ids,
-        "the reply missing": [label if label in control else -100 for label in labels],
-        "the end missing": [-100 if label in control else label for label in labels],
-    }
-    for name, spoiled in spoils.items():
-        examples = [*others, {**example, "labels": spoiled}]
-        assert judge(conversation, examples, tokenizer, turns), name
-
-
 def test_a_batch_is_encoded_like_its_rows(encoded, tokenizer, turns):
     conversations = [conversation for conversation, _ in encoded]
     batch = encode_batch(conversations, tokenizer, None, turns)

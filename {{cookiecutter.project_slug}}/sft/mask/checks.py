@@ -130,9 +130,8 @@ def hide_control_tokens(row: Row, settings: Settings) -> None:
         row.safe_messages.append(hidden(message))
         if found and (number == 0 or settings.control_tokens == "refuse"):
             where = f"message {number}" if number else "tools"
-            raise MaskError(
-                "control token in the text", f"{where} holds {found[0]}, which forges a turn"
-            )
+            detail = f"{where} holds {found[0]}, which forges a turn"
+            raise MaskError("control token in the text", detail)
     row.safe_messages = row.safe_messages[1:] if found else row.messages
     if found:
         (row.safe_full,) = render([row.safe_messages], settings, row)

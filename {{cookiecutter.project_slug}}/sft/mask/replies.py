@@ -33,7 +33,7 @@ def locate_reply(row: Row, settings: Settings) -> None:
     prompt, full = row.safe_prompt, row.safe_full
     thought, answer = thought_of(row.safe_messages[-1])
     at = diverges_at(prompt, full)
-    row.answer = _locate(row, answer, at, settings) if answer.strip() else (at, at)
+    row.answer = _locate_answer(row, answer, at, settings) if answer.strip() else (at, at)
     shown = thought if thought in full[at:] else ""
     continues = row.is_asked and full.startswith(prompt) and row.answer[0] >= at
     row.start = at if continues else _own_start(row, at, shown)
@@ -45,7 +45,7 @@ def locate_reply(row: Row, settings: Settings) -> None:
         row.inserted += _closing(row, opened[0], settings)
 
 
-def _locate(row: Row, answer: str, start: int, settings: Settings) -> Span:
+def _locate_answer(row: Row, answer: str, start: int, settings: Settings) -> Span:
     """Where the answer is in the text, which differs from the prompt from `start` on."""
     full, last = row.safe_full, len(row.safe_messages) - 1
     if not TAG.sub("", row.safe_prompt[start:]).strip():  # the reply is all that follows

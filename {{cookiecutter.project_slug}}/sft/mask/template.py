@@ -101,9 +101,8 @@ def render_row(row: Row, settings: Settings) -> None:
     for messages in forms(row.messages):
         try:
             if messages[:-1] != before:
-                (prompt,) = render(
-                    [messages[:-1]], settings, row, add_generation_prompt=row.is_asked
-                )
+                ask = {"add_generation_prompt": row.is_asked}
+                (prompt,) = render([messages[:-1]], settings, row, **ask)
                 before = messages[:-1]
             (full,) = render([messages], settings, row)
         except MaskError as error:

@@ -97,6 +97,9 @@ def _tokenize_apart(row: Row, settings: Settings) -> None:
 
 def _continued(text: str, after: str, is_forged: bool, settings: Settings) -> list[int]:
     """Tokens of a text that goes on: at a text's start some tokenizers put a space."""
-    before, ids = settings.ids_of(after), settings.ids_of(after + text, is_forged)
-    is_apart = ids[: len(before)] == before
-    return ids[len(before) :] if is_apart else settings.ids_of(text, is_forged)
+    before = settings.ids_of(after)
+    for some in (text[:1], text):  # the first character tells mostly, and is in the cache
+        ids = settings.ids_of(after + some, is_forged)
+        if ids[: len(before)] != before:
+            return settings.ids_of(text, is_forged)
+    return ids[len(before) :]
