@@ -45,8 +45,8 @@ MODELS = ["base", "final"]
 ROUGE = RougeScorer(["rougeL"])
 RESAMPLES = 1000
 FIGURES = ("value", "low", "high", "difference", "difference_low", "difference_high")
-SHOWN = "{value:,.4g} ({low:,.4g} to {high:,.4g})"
-BESIDE = "\n{difference:+,.4g} ({difference_low:+,.4g} to {difference_high:+,.4g})"
+SHOWN = "{value:,.4g} [{low:,.4g}, {high:,.4g}]"
+DIFFERENCE = "{difference:+,.4g} [{difference_low:+,.4g}, {difference_high:+,.4g}]"
 
 
 def main(argv: list[str]) -> Path:
@@ -109,7 +109,7 @@ def evaluate(argv: list[str]) -> Path:
                 count = len(batch["labels"])  # of the trained tokens; `loss` is summed over them
                 loss = {"loss": float(model(**batch).loss) * count, "trained": count}
                 done[rest[at]] = {"row": rest[at], **asdict(answer), **loss}
-                with file.open("a", encoding="utf-8") as lines:
+                with file.open("a", encoding="utf-8", newline="\n") as lines:
                     print(json.dumps(done[rest[at]]), file=lines)
             del model
             clear_device_cache(garbage_collection=True)  # the next model needs the memory
@@ -117,11 +117,12 @@ def evaluate(argv: list[str]) -> Path:
 
     base = "base" if "base" in found else [*found][0]
     metrics = summarize(questions, found, base)
-    table = Table("", *found, title=f"{what} (95% interval, difference to {base})")
+    table = Table("", "", "[95% interval]", f"difference to {base}", title=what)
     for metric in metrics[base]:
-        figures = [(SHOWN + BESIDE * (name != base), metrics[name][metric]) for name in found]
-        cells = [form.format(**one) if one["value"] is not None else "-" for form, one in figures]
-        table.add_row(metric, *cells)
+        for name in found:
+            one = {key: value and round(value, 3) for key, value in metrics[name][metric].items()}
+            forms = ["-"] if one["value"] is None else [SHOWN, DIFFERENCE][: 1 + (name != base)]
+            table.add_row(metric, name, *(form.format(**one) for form in forms))
     console.print(table)
     path = output_dir / "evaluation.json"
     summary = {"rows": what, "differences_to": base, "models": metrics}
@@ -135,8 +136,7 @@ def kept(file: Path) -> dict[int, dict]:
     """What `file` has already, by row; takes half a line out of it, as a kill leaves one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
+    whole = "".join(file.read_text(encoding="utf-8").rpartition("\n")[:2])
     os.truncate(file, len(whole))
     return {found["row"]: found for found in map(json.loads, whole.splitlines())}
 
