@@ -175,6 +175,12 @@ def test_a_folder_that_holds_no_run_is_named_and_a_file_is_passed_over(two):
     assert not lines and said.splitlines()[-1].startswith("There is no run to compare")
 
 
+def test_what_is_in_a_run_stands_for_it(two):
+    project, a, _ = two
+    lines, said = in_project(project, compared, [f"{a}/*"])
+    assert cells(lines, "steps") == ["2"] and "left out" not in said
+
+
 def test_it_needs_no_torch(sweep):
     code = "import compare, sys; print({'torch', 'transformers'} & {*sys.modules})"
     command = [sys.executable, "-c", code]

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
     _, overrides = parse(argv[len(words) :], __doc__)
     if words:  # Windows leaves it to us to find what outputs/* means
         folders = [Path(name) for word in words for name in sorted(glob(word)) or [word]]
+        folders = [run_of(folder) for folder in folders]
     else:
         files = (ROOT / str(read_values(overrides)["output_dir"])).rglob("run.json")
         folders = sorted(file.parent for file in files if file.parent.name != "smoke")
@@ -61,6 +62,12 @@ def main(argv: list[str]) -> None:
     plot = Path(os.path.commonpath([*map(os.path.abspath, runs)]), "compare.png")
     plot_loss(logs, plot)
     say(f"All losses: {plot}")
+
+
+def run_of(path: Path) -> Path:
+    """A run's folder; of outputs/final and the like, where outputs is a run, that."""
+    is_part = path.exists() and not (path / "run.json").exists()
+    return path.parent if is_part and (path.parent / "run.json").exists() else path
 
 
 def read(file: Path, extract: Callable[[Any], Any], missing: str = "") -> Any:
