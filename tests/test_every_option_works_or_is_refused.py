@@ -171,7 +171,7 @@ OPTIONS = [
     ("seed=7", "", weights),
     ("seed=-1", "", "Seed must be between"),
     ("data_seed=7", "", rows),
-    ("data_seed=7", "--train_sampling_strategy=sequential", "is for random sampling"),
+    ("data_seed=7", "--train_sampling_strategy=sequential", "is for random order"),
     ("train_sampling_strategy=sequential", "", rows),
     ("train_sampling_strategy=group_by_length", "", rows),
     (

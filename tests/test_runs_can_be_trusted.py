@@ -198,6 +198,17 @@ def test_a_killed_run_goes_on_by_itself_and_ends_at_the_same_loss(project, kille
     assert whole["losses"][-1] < whole["losses"][0]
 
 
+def test_a_run_whose_batches_have_similar_lengths_goes_on_in_its_order(project):
+    """Killed in its second epoch, whose order nothing random of the first one decides."""
+    options = [*SMALL, "--train_sampling_strategy=group_by_length"]
+    with pytest.raises(AssertionError, match="exit code -9"):
+        in_project(project, run, [*options, "--output_dir=grouped"], 11)
+    resumed = in_project(project, run, [*options, "--output_dir=grouped"])
+    whole = in_project(project, run, [*options, "--output_dir=grouped_whole"])
+    assert resumed["steps taken"] == [10, 11, 12]
+    assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(project, name):
     options = [*SMALL, f"--output_dir={name}"]

@@ -54,7 +54,7 @@ RULES = (  # keys; whether a value can work, `s` being all of them; what is said
     ("early_stopping_patience", lambda n, s: not n or s.load_best_model_at_end, BEST),
     ("fp16", lambda on, s: on is not True or not s.use_cpu, "needs a GPU"),
     ("liger_kernel_config", lambda _, s: s.use_liger_kernel, "needs use_liger_kernel"),
-    ("data_seed", lambda n, s: s.train_sampling_strategy == "random", "is for random sampling"),
+    ("data_seed", lambda n, s: s.train_sampling_strategy != "sequential", "is for random order"),
     ("lr_scheduler_kwargs", lambda _, s: "constant" not in s.lr_scheduler_type, "is for schedules"),
     ("optim_args", lambda _, s: not re.match("adamw_torch(_fused)?$|paged", s.optim), OTHER_OPTIM),
     ("optim_target_modules", lambda _, s: re.match("galore|apollo", s.optim), OTHER_OPTIM),

@@ -65,7 +65,9 @@ def show(title: str, example: dict, tokenizer: Tokenizer, padding: int = 0) -> N
             words = words[: SHOWN // 2] + left_out + words[-SHOWN // 2 :]
         text.append(words, "grey62")
     text.append("·" * padding, "bright_black")
-    console.print(Panel(text, title=title, subtitle=f"grey is -100, ▶green◀ {share(example)}"))
+    console.print(
+        Panel(text, title=title, subtitle=f"prompt▌▶green◀, -100 elsewhere: {share(example)}")
+    )
 
 
 def show_numbers(example: dict) -> None:

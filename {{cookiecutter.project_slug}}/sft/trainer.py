@@ -10,6 +10,7 @@ from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.checkpoints import delete_older, seal
+from sft.sampler import similar_lengths
 from sft.stopping import Stopping
 
 METRICS = ["loss", "score"]  # that an evaluation gives; add yours
@@ -33,9 +34,12 @@ class Trainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         """The order of the rows: by `train_sampling_strategy`, or the collator's own."""
-        if self._sampler and self.args.train_sampling_strategy == "random":
+        strategy = self.args.train_sampling_strategy
+        if self._sampler and strategy == "random":
             return self._sampler(self)
-        return super()._get_train_sampler()  # `train_dataset` lacks `length`
+        if strategy == "group_by_length":
+            return similar_lengths(self)
+        return super()._get_train_sampler()
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """transformers' loop, in which `prediction_step` adds up losses and tokens."""
