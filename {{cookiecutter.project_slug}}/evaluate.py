@@ -28,7 +28,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 
 from sft.adapter import load_trained
-from sft.answers import Question, ask, to_question, write_answers
+from sft.answers import Question, ask, rate, said, to_question, write_answers
 from sft.cache import fingerprint
 from sft.checkpoints import read_manifest
 from sft.collator import get_collator
@@ -37,7 +37,6 @@ from sft.examples import make_examples
 from sft.mask_view import console
 from sft.model import load_model, load_tokenizer
 from sft.rows import load_rows
-from sft.score import score
 from sft.stop_tokens import stop_at, stop_tokens
 from sft.trainer import LogitsWhereTrained
 
@@ -143,16 +142,15 @@ def kept(file: Path) -> dict[int, dict]:
 
 def measure(question: Question, found: dict) -> dict[str, tuple[float, float]]:
     """What one row adds to each metric: to a sum, and to what the sum is divided by."""
-    texts = found["text"], question.reference
-    said, wanted = (text.rpartition("</think>")[2].strip() for text in texts)
+    answer, wanted = said(found["text"]), said(question.reference)
     has_words = bool(re.search("[a-z0-9]", wanted.lower()))  # rouge-score knows no others
     return {
         "loss": (found["loss"], found["trained"]),
         "perplexity": (found["loss"], found["trained"]),
-        "score": (score(found["text"], asdict(question)), 1),
-        "exact match": (said == wanted, 1),
-        "chrF": (sentence_chrf(said, [wanted]).score / 100, 1),
-        "ROUGE-L": (ROUGE.score(wanted, said)["rougeL"].fmeasure, has_words),
+        "score": (rate(found["text"], question), 1),
+        "exact match": (answer == wanted, 1),
+        "chrF": (sentence_chrf(answer, [wanted]).score / 100, 1),
+        "ROUGE-L": (ROUGE.score(wanted, answer)["rougeL"].fmeasure, has_words),
         "stopped by itself": (found["stopped"], 1),
         "tokens": (found["tokens"], 1),
         "tokens per second": (found["tokens"], found["seconds"]),

@@ -59,6 +59,17 @@ def to_question(example: dict, tokenizer: Tokenizer, limit: int = 0) -> Question
     return Question(ids[:start], prompt, reference, limit)
 
 
+def said(text: str) -> str:
+    """A text without blanks around it, and without the thought before it."""
+    return text.rpartition("</think>")[2].strip()
+
+
+def rate(answer: str, question: Question) -> float:
+    """What sft/score.py's `score` gives for what was said."""
+    row = {"prompt": question.prompt, "reference": said(question.reference)}
+    return score(said(answer), row)
+
+
 @torch.no_grad()
 def ask(
     model: PreTrainedModel, tokenizer: Tokenizer, questions: list[Question], batch_size: int
@@ -127,7 +138,7 @@ class Interview(TrainerCallback):
         """Adds the mean of sft/score.py's `score`, before best model and early stopping look."""
         if args.metric_for_best_model in ("score", "eval_score"):
             pairs = zip(self.ask(), self.questions, strict=False)
-            scores = [score(answer.text, asdict(question)) for answer, question in pairs]
+            scores = [rate(answer.text, question) for answer, question in pairs]
             mean = [sum(scores) / len(scores) if scores else 0.0]  # no answers but the first's
             metrics["eval_score"] = broadcast_object_list(mean)[0]
             self.trainer.log({"eval_score": metrics["eval_score"]})
