@@ -21,7 +21,8 @@ KINDS = {
 RUN = [
     "--dataset=data/sample.jsonl",
     "--base_model_path=twin",
-    "--test_size=0.334",  # 8 rows of 24
+    "--train_split=train[:24]",
+    "--test_size=0.334",  # 8 rows
     "--max_steps=30",
     "--learning_rate=1e-2",
     "--lr_scheduler_type=constant",
@@ -111,11 +112,14 @@ def test_it_says_what_training_and_chat_say(project):
     assert final["loss"]["difference"] != 0
     # the same answers as with the adapter off before training, and as after it
     lines = (project / "outputs/answers.jsonl").read_text(encoding="utf-8").splitlines()
+    others = []
     for row, wanted in zip(found["answers"], map(json.loads, lines), strict=True):
         assert row["prompt"] == wanted["prompt"] and row["reference"] == wanted["reference"]
         for name, then in (("base", "base"), ("final", "tuned")):
-            assert row[name]["text"] == wanted[then]["text"]
-            assert row[name]["stopped"] == wanted[then]["stopped"]
+            keys = ("text", "stopped", "tokens")
+            others += [wanted] if any(row[name][k] != wanted[then][k] for k in keys) else []
+    # on a CPU bitsandbytes repacks 4-bit weights amid the first prompt that it computes
+    assert len(others) <= (project.name == "nf4"), others
     # the same answers as chat.py's
     for name, texts in said.items():
         assert texts == [row[name]["text"] for row in found["answers"][:3]], name
@@ -194,7 +198,7 @@ def test_it_takes_other_rows_than_those_held_out(lora):
     own = in_project(lora, evaluate, "--dataset=data/sample.jsonl", "--models=final", "--rows=2")
     assert own["rows"].startswith("the first 2 of 8 rows") and len(own["answers"]) == 2
     whole = in_project(lora, evaluate, "--split=train", "--models=final", "--max_new_tokens=1")
-    assert len(whole["answers"]) == 24
+    assert len(whole["answers"]) == 120
     assert whole["models"]["final"]["tokens"]["value"] == 1
 
 
@@ -295,7 +299,7 @@ def test_a_base_is_asked_before_anything_is_trained(lora):
     """Its own tokenizer is taken, and the rows of the command line."""
     options = ["--models=base", "--output_dir=new", "--base_model_path=twin", "--rows=2"]
     found = in_project(lora, evaluate, "--dataset=data/sample.jsonl", *options)
-    assert found["rows"].startswith("the first 2 of 24 rows") and found["asked"] == [2]
+    assert found["rows"].startswith("the first 2 of 120 rows") and found["asked"] == [2]
 
 
 def test_it_runs_in_one_process(lora):

@@ -161,7 +161,7 @@ OPTIONS = [
         f"{EVALUATED} {SAVED} --load_best_model_at_end=true",
         differs("best"),
     ),
-    ("metric_for_best_model=m", "", "is not in ['loss', 'n']"),
+    ("metric_for_best_model=m", "", "is not in ['loss', 'score', 'n']"),
     (
         "greater_is_better=true",
         f"{EVALUATED} {SAVED} --load_best_model_at_end=true",
@@ -173,7 +173,7 @@ OPTIONS = [
     ("data_seed=7", "", rows),
     ("data_seed=7", "--train_sampling_strategy=sequential", "is for random order"),
     ("train_sampling_strategy=sequential", "", rows),
-    ("train_sampling_strategy=group_by_length", "", rows),
+    ("train_sampling_strategy=group_by_length", "--train_sampling_strategy=random", rows),
     (
         "train_sampling_strategy=batch_rebalance",
         "",
