@@ -77,11 +77,9 @@ def answers_of(options: list[str]) -> list[dict]:
 def test_the_same_rows_are_asked_from_run_to_run_and_none_is_trained_on(project):
     first = in_project(project, answers_of, [*SMALL, "--output_dir=a", "--seed=1"])
     again = in_project(project, answers_of, [*SMALL, "--output_dir=b", "--seed=2"])
-    keys = ("prompt", "reference", "base")
-    assert [[row[key] for key in keys] for row in first] == [
-        [r[key] for key in keys] for r in again
-    ]
-    assert len(first) == 3 and [one["tuned"] for one in first] != [one["base"] for one in first]
+    asked = [[(row["prompt"], row["base"]["text"]) for row in rows] for rows in (first, again)]
+    assert asked[0] == asked[1] and len(first) == 3
+    assert any(row["tuned"]["text"] != row["base"]["text"] for row in first)
 
 
 def test_two_processes_ask_once_and_agree_on_the_best(project):

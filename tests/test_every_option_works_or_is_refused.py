@@ -15,10 +15,10 @@ from test_runs_can_be_trusted import make_twin
 
 from conftest import MENUS, in_project
 
-BASE = """--max_steps=3 --save_strategy=no --eval_strategy=no --logging_steps=1 --report_to=none --answers=0
+BASE = """--max_steps=3 --save_strategy=no --eval_strategy=no --logging_steps=1 --report_to=none
 --gradient_accumulation_steps=1 --per_device_train_batch_size=2 --per_device_eval_batch_size=4
 --learning_rate=1e-2 --warmup_steps=0 --dataset=data/sample.jsonl --base_model_path=twin
---use_cpu=true --test_size=0.334 --train_split=train[:24]""".split()
+--use_cpu=true --test_size=0.334 --train_split=train[:24] --answers=0""".split()
 EVALUATED = "--eval_strategy=steps --eval_steps=1"
 SAVED = "--save_strategy=steps --save_steps=1"
 RECOMPUTED = "--activation_checkpointing=true"
