@@ -105,7 +105,7 @@ SETTINGS = {
     '--accelerator_config={"turns":3}': "unexpected keyword argument 'turns'",
     '--activation_checkpointing_kwargs={"use_reentrant":true,"turns":3}': "g_kwargs: Unexpected",
     '--activation_checkpointing_kwargs={"use_reentrant":false,"turns":3}': "argument 'turns'",
-    "--metric_for_best_model rouge": "metric_for_best_model is not in ['loss'] of sft/trainer.py",
+    "--metric_for_best_model rouge": "is not in ['loss', 'score'] of sft/trainer.py",
     "--dataloader_num_workers -1": "num_workers option should be non-negative",
     "--fsdp full_shard": "Using fsdp only works in distributed training",
 }
