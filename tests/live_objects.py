@@ -491,6 +491,7 @@ def check_answers(seen: dict, final: Path) -> None:
         stopped = any(token in ends_of_turn for token in said)
         end = next((n for n, one in enumerate(said, start=1) if one in ends_of_turn), len(said))
         text = tokenizer.decode(said[:end], skip_special_tokens=True)
+        assert row[name].pop("seconds") > 0
         assert row[name] == {"text": text, "stopped": stopped, "tokens": end}, row[name]
     assert row["reference"] in unescape((final.parent / "answers.html").read_text("utf-8"))
 

@@ -218,7 +218,9 @@ def bake(answers: dict, home: Path, template: Path) -> Path:
 
 def train_and_look(answers: dict, notes: Path) -> None:
     import train
+    from sft import answers as asked
 
+    asked.to_question.__defaults__ = (4,)  # a few tokens of an answer prove as much as sixty
     seen = {}
     add_adapter, make_trainer = train.add_adapter, train.Trainer
 
