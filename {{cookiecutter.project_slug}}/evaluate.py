@@ -22,17 +22,21 @@ import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset
 from rich.progress import track
 from rich.table import Table
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.adapter import load_trained
 from sft.answers import Question, ask, rate, said, to_question, write_answers
 from sft.cache import fingerprint
 from sft.checkpoints import read_manifest
 from sft.collator import get_collator
-from sft.config import load_config, parse, run, say
+from sft.config import ProjectArguments, load_config, parse, run, say
 from sft.examples import make_examples
 from sft.mask_view import console
 from sft.model import load_model, load_tokenizer
@@ -64,29 +68,18 @@ def evaluate(argv: list[str]) -> Path:
         raise SystemExit("One process evaluates: start it by python evaluate.py.")
     args, training_args = load_config(overrides)
     output_dir = Path(training_args.output_dir)
-    folders = {"base": None, "final": output_dir / "final"}
-    models = {name: folders.get(name, Path(name)) for name in map(str, options.models or MODELS)}
-    for folder in filter(None, models.values()):
-        if not folder.is_dir():
-            raise SystemExit(f"{folder} does not exist; run train.py, or name others by --models.")
-    trained = [one for one in (folders["final"], *models.values()) if one and one.is_dir()]
-    was = read_manifest(trained[0]).get("run") or {} if trained else {}
+    models = find_models(options.models or MODELS, output_dir / "final")
+    folders = [folder for folder in (output_dir / "final", *models.values()) if folder]
+    source = next(filter(Path.is_dir, folders), None)  # of tokenizer and settings
+    was = read_manifest(source).get("run") or {} if source else {}
     given = {word[2:].partition("=")[0] for word in overrides}
     args = replace(args, **{key: was[key] for key in vars(args).keys() & was.keys() - given})
-    tokenizer = load_tokenizer(str(trained[0] if trained else args.base_model_path), args.revision)
+    tokenizer = load_tokenizer(str(source or args.base_model_path), args.revision)
 
     is_other = "dataset" in given and args.dataset != was.get("dataset")
-    if split := options.split or ("train" if is_other else ""):
-        args = replace(args, train_split=split, eval_split=split)
-    examples = make_examples(load_rows(args), tokenizer, args)[0].get("evaluation")
-    if not examples:
-        raise SystemExit(f"{args.dataset!r} holds out no rows; name others: --dataset, --split.")
-    what = f"{len(examples):,} rows of {args.dataset}, {split or 'held out'}"
-    if 0 < options.rows < len(examples):
-        what = f"the first {options.rows:,} of {what}"
-        examples = examples.select(range(options.rows))
+    split = options.split or ("train" if is_other else "")
+    examples, title = select_examples(args, tokenizer, split, options.rows)
     questions = [to_question(example, tokenizer, options.max_new_tokens) for example in examples]
-
     found = {}
     for name, folder in models.items():
         files = sorted((folder or Path(args.base_model_path)).glob("*"))
@@ -104,9 +97,7 @@ def evaluate(argv: list[str]) -> Path:
             size = training_args.per_device_eval_batch_size
             asked = ask(model, tokenizer, [questions[row] for row in rest], size)
             for at, answer in track(asked, name, len(questions), len(done), console=console):
-                batch = send_to_device(collate([examples[rest[at]]]), model.device)
-                count = len(batch["labels"])  # of the trained tokens; `loss` is summed over them
-                loss = {"loss": float(model(**batch).loss) * count, "trained": count}
+                loss = measure_loss(model, collate([examples[rest[at]]]))
                 done[rest[at]] = {"row": rest[at], **asdict(answer), **loss}
                 with file.open("a", encoding="utf-8", newline="\n") as lines:
                     print(json.dumps(done[rest[at]]), file=lines)
@@ -116,19 +107,47 @@ def evaluate(argv: list[str]) -> Path:
 
     base = "base" if "base" in found else [*found][0]
     metrics = summarize(questions, found, base)
-    table = Table("", "", "[95% interval]", f"difference to {base}", title=what)
-    for metric in metrics[base]:
-        for name in found:
-            one = {key: value and round(value, 3) for key, value in metrics[name][metric].items()}
-            forms = ["-"] if one["value"] is None else [SHOWN, DIFFERENCE][: 1 + (name != base)]
-            table.add_row(metric, name, *(form.format(**one) for form in forms))
-    console.print(table)
+    show_metrics(metrics, base, title)
     path = output_dir / "evaluation.json"
-    summary = {"rows": what, "differences_to": base, "models": metrics}
+    summary = {"rows": title, "differences_to": base, "models": metrics}
     path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     write_answers(questions, found, output_dir / "evaluation")
     say(f"   {path}; the answers: {path.with_suffix('.html')}, {path.with_suffix('.jsonl')}")
     return path
+
+
+def find_models(names: list[str], final: Path) -> dict[str, Path | None]:
+    """The folder of each model, None for the base; exits where one does not exist."""
+    folders = {"base": None, "final": final}
+    models = {name: folders.get(name, Path(name)) for name in map(str, names)}
+    for folder in filter(None, models.values()):
+        if not folder.is_dir():
+            raise SystemExit(f"{folder} does not exist; run train.py, or name others by --models.")
+    return models
+
+
+def select_examples(
+    args: ProjectArguments, tokenizer: Tokenizer, split: str, rows: int
+) -> tuple[Dataset, str]:
+    """The first `rows` examples of a split, or of what was held out, and which they are.
+
+    0 and "" are for all rows, and for those that training holds out.
+    """
+    if split:
+        args = replace(args, train_split=split, eval_split=split)
+    examples = make_examples(load_rows(args), tokenizer, args)[0].get("evaluation")
+    if not examples:
+        raise SystemExit(f"{args.dataset!r} holds out no rows; name others: --dataset, --split.")
+    what = f"{len(examples):,} rows of {args.dataset}, {split or 'held out'}"
+    if 0 < rows < len(examples):
+        return examples.select(range(rows)), f"the first {rows:,} of {what}"
+    return examples, what
+
+
+def measure_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, float]:
+    """The `loss` of a batch, the sum over its `trained` tokens."""
+    loss = float(model(**send_to_device(batch, model.device)).loss)  # the mean
+    return {"loss": loss * len(batch["labels"]), "trained": len(batch["labels"])}
 
 
 def kept(file: Path) -> dict[int, dict]:
@@ -182,6 +201,17 @@ def summarize(questions: list[Question], found: dict[str, list[dict]], base: str
         }
         for i, name in enumerate(found)
     }
+
+
+def show_metrics(metrics: dict, base: str, title: str) -> None:
+    """Print what `summarize` found as a table."""
+    table = Table("", "", "[95% interval]", f"difference to {base}", title=title)
+    for metric in metrics[base]:
+        for name, found in metrics.items():
+            one = {key: value and round(value, 3) for key, value in found[metric].items()}
+            forms = ["-"] if one["value"] is None else [SHOWN, DIFFERENCE][: 1 + (name != base)]
+            table.add_row(metric, name, *(form.format(**one) for form in forms))
+    console.print(table)
 
 
 if __name__ == "__main__":
