@@ -19,11 +19,11 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from sft.config import ROOT, harmless, parse, read_values, run, say
+from sft.plot import plot_loss
 
 PLACES = ("output_dir", "run_name", "logging_dir")  # each run has its own, and learns the same
 LOSSES = ("loss", "eval_loss", "eval_score")  # in the Trainer's log
@@ -117,22 +117,6 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def plot_loss(logs: dict[str, list[dict]], path: Path) -> None:
-    """Draw the losses of runs over their steps as a PNG: training thin, evaluation bold."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")  # pyplot would look for a display
-    axes = figure.subplots()
-    for number, (name, log) in enumerate(logs.items()):
-        axes.plot([], [], f"C{number}", label=name)  # for the legend
-        for key, width in (("loss", 0.8), ("eval_loss", 2.5)):
-            points = [(entry["step"], entry[key]) for entry in log if key in entry]
-            if points:
-                axes.plot(*zip(*points, strict=True), f"C{number}.-", linewidth=width)
-    axes.set(xlabel="step", ylabel="loss per trained token")
-    axes.grid(alpha=0.3)
-    axes.legend(title="thin: training, bold: evaluation")
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

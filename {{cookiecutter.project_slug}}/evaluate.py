@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.adapter import load_trained
-from sft.answers import Question, ask, rate, said, to_question, write_answers
+from sft.answers import Question, ask, score_of, to_question, without_thought, write_answers
 from sft.cache import fingerprint
 from sft.checkpoints import read_manifest
 from sft.collator import get_collator
@@ -161,12 +161,12 @@ def kept(file: Path) -> dict[int, dict]:
 
 def measure(question: Question, found: dict) -> dict[str, tuple[float, float]]:
     """What one row adds to each metric: to a sum, and to what the sum is divided by."""
-    answer, wanted = said(found["text"]), said(question.reference)
+    answer, wanted = without_thought(found["text"]), without_thought(question.reference)
     has_words = bool(re.search("[a-z0-9]", wanted.lower()))  # rouge-score knows no others
     return {
         "loss": (found["loss"], found["trained"]),
         "perplexity": (found["loss"], found["trained"]),
-        "score": (rate(found["text"], question), 1),
+        "score": (score_of(found["text"], question), 1),
         "exact match": (answer == wanted, 1),
         "chrF": (sentence_chrf(answer, [wanted]).score / 100, 1),
         "ROUGE-L": (ROUGE.score(wanted, answer)["rougeL"].fmeasure, has_words),

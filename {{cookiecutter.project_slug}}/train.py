@@ -13,15 +13,15 @@ from transformers import EarlyStoppingCallback, set_seed
 
 import chat
 import vram
-from compare import plot_loss
 from sft.adapter import add_adapter
-from sft.answers import Interview, show_answers
+from sft.answers import HeldOutAnswers, show_answers
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say, typed_values
 from sft.examples import make_examples
 from sft.machine import choose, find_card
 from sft.model import load_model, load_tokenizer
+from sft.plot import plot_loss
 from sft.preflight import check_model, check_settings, check_tokens
 from sft.report import show_rows, show_summary, write_run
 from sft.rows import load_rows
@@ -87,8 +87,8 @@ def train(argv: list[str]) -> Path:
         processing_class=tokenizer,
     )
     trainer.run = this_run
-    interview = Interview(trainer, examples.get("evaluation"), args)
-    trainer.add_callback(interview)
+    held_out = HeldOutAnswers(trainer, examples.get("evaluation"), args)
+    trainer.add_callback(held_out)
     if args.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -103,7 +103,7 @@ def train(argv: list[str]) -> Path:
     if "evaluation" in examples and is_new:
         trainer.evaluate()
     text_config.use_cache = True
-    answers = interview.ask_both()
+    answers = held_out.ask_both()
 
     final = Path(training_args.output_dir) / "final"
     unfinished = final.with_suffix(".unfinished")
@@ -114,7 +114,7 @@ def train(argv: list[str]) -> Path:
         share_files(unfinished)
         trainer.save_state()
         plot_loss({"this run": trainer.state.log_history}, final.parent / "loss.png")
-        show_answers(interview.questions, answers, final.parent)
+        show_answers(held_out.questions, answers, final.parent)
         show_summary(trainer, reports["train"], overrides)
         seal(unfinished, this_run)
         unfinished.rename(final)  # what is there is whole

@@ -59,15 +59,15 @@ def to_question(example: dict, tokenizer: Tokenizer, limit: int = 0) -> Question
     return Question(ids[:start], prompt, reference, limit)
 
 
-def said(text: str) -> str:
+def without_thought(text: str) -> str:
     """A text without blanks around it, and without the thought before it."""
     return text.rpartition("</think>")[2].strip()
 
 
-def rate(answer: str, question: Question) -> float:
-    """What sft/score.py's `score` gives for what was said."""
-    row = {"prompt": question.prompt, "reference": said(question.reference)}
-    return score(said(answer), row)
+def score_of(answer: str, question: Question) -> float:
+    """What sft/score.py's `score` gives for an answer, its thought left out."""
+    row = {"prompt": question.prompt, "reference": without_thought(question.reference)}
+    return score(without_thought(answer), row)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def ask(
     model.train(was_training)
 
 
-class Interview(TrainerCallback):
+class HeldOutAnswers(TrainerCallback):
     """Asks the Trainer's model the first `answers` evaluation prompts, the same from run to run.
 
     Made before training: where training changes the base's own weights, the base is asked now.
@@ -138,7 +138,7 @@ class Interview(TrainerCallback):
         """Adds the mean of sft/score.py's `score`, before best model and early stopping look."""
         if args.metric_for_best_model in ("score", "eval_score"):
             pairs = zip(self.ask(), self.questions, strict=False)
-            scores = [rate(answer.text, question) for answer, question in pairs]
+            scores = [score_of(answer.text, question) for answer, question in pairs]
             mean = [sum(scores) / len(scores) if scores else 0.0]  # no answers but the first's
             metrics["eval_score"] = broadcast_object_list(mean)[0]
             self.trainer.log({"eval_score": metrics["eval_score"]})
