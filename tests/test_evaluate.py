@@ -177,6 +177,14 @@ def test_a_killed_evaluation_goes_on_and_a_changed_model_starts_anew(lora):
     assert in_project(lora, evaluate, "--models=final")["asked"] == [8]
 
 
+def test_runs_share_what_the_base_says(lora):
+    whole = in_project(lora, evaluate)
+    shutil.copytree(lora / "outputs/final", lora / "other/final")
+    found = in_project(lora, evaluate, "--output_dir=other")
+    assert found["asked"] == [8]  # the tuned model alone
+    assert found["models"]["base"] == whole["models"]["base"]
+
+
 MORE = [
     {"dialogue": "甲：火车几点开？\n乙：九点。", "summary": "火车九点开。"},
     {"dialogue": "甲：今天下雨吗？\n乙：不下。", "summary": "今天不下雨。"},

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.adapter import load_trained
 from sft.answers import Question, ask, score_of, to_question, without_thought, write_answers
-from sft.cache import fingerprint
+from sft.cache import CACHE, fingerprint
 from sft.checkpoints import read_manifest
 from sft.collator import get_collator
 from sft.config import ProjectArguments, load_config, parse, run, say
@@ -84,8 +84,11 @@ def evaluate(argv: list[str]) -> Path:
     for name, folder in models.items():
         files = sorted((folder or Path(args.base_model_path)).glob("*"))
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        key = fingerprint(examples._fingerprint, options.max_new_tokens, vars(args), stats)
-        file = output_dir / f"evaluation/{Path(name).name}-{key}.jsonl"
+        loaded = vars(replace(args, adapter={}))  # an adapter's own settings are in its folder
+        key = fingerprint(examples._fingerprint, options.max_new_tokens, loaded, stats)
+        # all runs share what the base says
+        home = output_dir / "evaluation" if folder else CACHE
+        file = home / f"{Path(name).name}-{key}.jsonl"
         done = kept(file)
         if rest := [row for row in range(len(questions)) if row not in done]:
             model = load_trained(folder, args) if folder else load_model(args)

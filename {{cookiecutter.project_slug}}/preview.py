@@ -4,7 +4,7 @@ python preview.py                         in the terminal, and as a page: output
 python preview.py --max_length 2048       any key of config.yaml can be tried
 
   --smoke    with the tokenizer of train.py --smoke, offline
-  --clean    first delete what this project has cached: its rows and examples
+  --clean    first delete what this project has cached: rows, examples, the base's answers
 
 No model is loaded. The examples are cached: training takes them from there.
 """

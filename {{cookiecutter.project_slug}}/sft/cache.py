@@ -1,4 +1,4 @@
-"""Where this project caches rows and examples, under names made of all that they depend on."""
+"""What this project caches, under names made of all that it depends on."""
 
 import hashlib
 import shutil
