@@ -33,7 +33,7 @@ DATA = {  # answers of cookiecutter, options of train.py, options of evaluate.py
     ),
     "GSM8K": (
         {"prompt_template": "{question}", "response_column": "answer"},
-        ("--train_split=train[:128]", "--eval_split=train[-40:]", "--num_train_epochs=1"),
+        ("--train_split=train[:560]", "--eval_split=train[560:600]", "--max_steps=32"),
         ("--max_new_tokens=160",),
     ),
 }
