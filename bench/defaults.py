@@ -34,7 +34,7 @@ DATA = {  # answers of cookiecutter, options of train.py, options of evaluate.py
     "GSM8K": (
         {"prompt_template": "{question}", "response_column": "answer"},
         ("--train_split=train[:560]", "--eval_split=train[560:600]", "--max_steps=32"),
-        ("--max_new_tokens=160",),
+        ("--max_new_tokens=160", "--rows=24"),
     ),
 }
 COMMON = (
@@ -76,6 +76,8 @@ def main() -> None:
                         "quantization": "none",
                     },
                 )
+                with (project / "config.yaml").open("a") as config:
+                    config.write("use_rslora: false\n")
                 if data == "GSM8K":
                     (project / "sft" / "score.py").write_text(NUMBER_AFTER_HASHES)
             for rate in RATES:
