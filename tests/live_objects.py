@@ -310,12 +310,12 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
         asked.append(args)
         return {"a": rows, "b": rows}
 
-    load, sft.rows.load_dataset = sft.rows.load_dataset, found
+    load, sft.rows.load_from_hub = sft.rows.load_from_hub, found
     words = ["--dataset=a/b", "--dataset_config=c", "--train_split=a[:5]", "--eval_split=b[:3]"]
     splits = sft.rows.load_rows(load_config([*seen["words"], *words])[0])
-    sft.rows.load_dataset = load
+    sft.rows.load_from_hub = load
     assert {name: len(these) for name, these in splits.items()} == {"train": 5, "evaluation": 3}
-    assert asked == [("a/b", "c")]
+    assert [words[:2] for words in asked] == [("a/b", "c")]
 
     def examples(rows=rows, **values) -> tuple[list, object]:
         words = [f"--{key}={value}" for key, value in {"test_size": 0, **values}.items()]

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, ReadInstruction, concatenate_datasets, load_dataset
+from datasets import Dataset, ReadInstruction, concatenate_datasets
 
 from sft.cache import cached_rows
 from sft.config import ProjectArguments
 from sft.files import check_columns, find_files, kind
 from sft.format import OPTIONAL_COLUMNS, columns
+from sft.hub import load_from_hub
 
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # our own sentences say what is wrong
 
@@ -25,7 +26,7 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
     folder = Path(path).expanduser()
     try:
         if not is_local(args.dataset):
-            splits = load_dataset(path, args.dataset_config or None)
+            splits = load_from_hub(path, args.dataset_config, named)
         elif any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(folder)
             splits = saved if isinstance(saved, dict) else {"train": saved}
@@ -39,8 +40,6 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
         rows = {name: _part(splits, spec) for name, spec in specs.items()}
     except Exception as error:  # the readers raise what they like
         why = " ".join((str(error.__cause__ or error) or type(error).__name__).split())[:300]
-        if "scripts are no longer supported" in why:
-            why += ": download its branch refs/convert/parquet, and name the folder"
         raise SystemExit(f"{source}: {why}") from None
     for name, split in rows.items():
         check_columns(named, split.column_names, source)
