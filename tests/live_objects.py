@@ -79,7 +79,7 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     words = [word.replace(str(Path.cwd()), ".") for word in seen["words"]]
     tokenizer = [f"{TWIN}/tokenizer.json", f"{TWIN}/tokenizer_config.json"]
     tokenizer += [f"{TWIN}/chat_template.jinja"]
-    rows = ["sft/rows.py", "sft/examples.py", "data/sample.jsonl", *tokenizer]
+    rows = ["sft/rows.py", "sft/source.py", "sft/examples.py", "data/sample.jsonl", *tokenizer]
     once(notes, check_keys_of_rows, answers, seen, reads=rows, given=[values, words])
     check_evaluation_loss(seen, final)
     check_summary(seen["trainer"])
@@ -298,6 +298,7 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     from datasets import Dataset
 
     import sft.rows
+    import sft.source
     from sft.config import load_config
     from sft.examples import make_examples
     from sft.files import plain_row
@@ -310,10 +311,10 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
         asked.append(args)
         return {"a": rows, "b": rows}
 
-    load, sft.rows.load_from_hub = sft.rows.load_from_hub, found
+    load, sft.source.load_from_hub = sft.source.load_from_hub, found
     words = ["--dataset=a/b", "--dataset_config=c", "--train_split=a[:5]", "--eval_split=b[:3]"]
     splits = sft.rows.load_rows(load_config([*seen["words"], *words])[0])
-    sft.rows.load_from_hub = load
+    sft.source.load_from_hub = load
     assert {name: len(these) for name, these in splits.items()} == {"train": 5, "evaluation": 3}
     assert [words[:2] for words in asked] == [("a/b", "c")]
 

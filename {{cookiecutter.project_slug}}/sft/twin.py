@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sft.config import ROOT, one_line, project_arguments, say
-from sft.rows import is_local
+from sft.source import is_local
 
 SAMPLE = ROOT / "data" / "sample.jsonl"
 CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
