@@ -241,13 +241,13 @@ def test_the_cache_follows_the_content_and_can_be_emptied(project, tmp_path):
 
 
 def with_hub(error: str) -> str:
-    import sft.hub
+    import sft.source
 
     def load_dataset_builder(*args):
         raise {"script": RuntimeError("Dataset scripts are no longer supported, but found s.py"),
                "stop": StopIteration(), "other": NotImplementedError("a\nb")}[error]  # fmt: skip
 
-    sft.hub.load_dataset_builder = load_dataset_builder
+    sft.source.load_dataset_builder = load_dataset_builder
     return load("someone/sums")[0]
 
 
@@ -633,6 +633,51 @@ def test_what_the_messages_column_may_hold(bake):
     for broken in ("text", [], None, ["Hi", "Hello"], [{"content": "Hi"}]):
         said = in_project(project, as_messages, {"messages": broken}, "messages")
         assert isinstance(said, str) and ("messages" in said or "turn 1" in said)
+
+
+ALPACA = (
+    "Below is a task.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+WITHOUT = "Below is a task.\n\n### Instruction:\nSay {}\n\n### Response:"
+PROMPTS = {  # template, values of its columns -> the prompt
+    "a paragraph": (ALPACA, ["Say a", None], WITHOUT.format("a")),
+    "a paragraph of blanks": (ALPACA, ["Say b", " \n"], WITHOUT.format("b")),
+    "nothing left out": (ALPACA, ["c", "d"], ALPACA.format(instruction="c", input="d")),
+    "a last line": ("{a}\n{b}", ["x", ""], "x"),
+    "a first line": ("{a}\n{b}", [None, "x"], "x"),
+    "a line of two": ("Go\n{a}, {b}\n{c}", [None, "", "x"], "Go\nx"),
+    "half of a line": ("{a}, {b}", ["x", None], "x, "),
+    "blank lines of the template": ("\n\n{a}\n\n\n{b}\n", ["x", "y"], "\n\nx\n\n\ny\n"),
+    "blank lines of the row": ("{a}\n{b}", ["\nx\n\n", "y"], "\nx\n\n\ny"),
+    "braces": ("{{{a}}}\n{b}", ["{b}", "x\n{a}"], "{{b}}\nx\n{a}"),
+    "numbers": (
+        "{a} {b} {c}",
+        [0.1, 12345678901234567890, False],
+        "0.1 12345678901234567890 false",
+    ),
+    "zero": ("{a}\n{b}", [0, 0.0], "0\n0.0"),
+}
+
+
+def prompts_of(cases: list[tuple]) -> list[str]:
+    from sft.config import project_arguments
+    from sft.files import plain_row
+    from sft.format import columns, to_conversation
+
+    found = []
+    for template, values, _ in cases:
+        args = project_arguments([f"--prompt_template={template}", "--response_column=answer"])
+        row = dict(zip(columns(args), [*values, "s"], strict=True))
+        found.append(to_conversation(plain_row(row), args)["messages"][0]["content"])
+    return found
+
+
+def test_a_prompt_leaves_out_what_a_row_has_nothing_for(project):
+    cases = [*PROMPTS.values()]
+    for name, (*_, wanted), prompt in zip(
+        PROMPTS, cases, in_project(project, prompts_of, cases), strict=True
+    ):
+        assert prompt == wanted, name
 
 
 def shown(path: str) -> tuple:
