@@ -11,6 +11,7 @@ import transformers
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+import sft.format
 from sft.cache import CACHE, fingerprint
 from sft.config import ProjectArguments, say
 from sft.files import plain_row
@@ -100,7 +101,8 @@ def _encode_batch(
         except ValueError as error:
             conversations.append(error)
     how = {"control_tokens": args.control_tokens, **mask_options(args)}
-    examples, of_rows = [], encode_batch(conversations, tokenizer, args.max_length, **how)
+    encode = getattr(sft.format, "encode_batch", encode_batch)  # a format may have its own
+    examples, of_rows = [], encode(conversations, tokenizer, args.max_length, **how)
     for position, conversation, found in zip(positions, conversations, of_rows, strict=True):
         row = {"row": position, "title": f"row {position + 1}", "reason": "", "text_hash": 0}
         if isinstance(found, ValueError):
