@@ -584,7 +584,7 @@ def examples_by(processes: int, many: int) -> tuple[list, int]:
     options = [f"--dataset_num_proc={processes}", "--max_skipped=1", "--max_length=500"]
     datasets, reports = examples.make_examples(rows, build_tokenizer(), project_arguments(options))
     report = vars(reports["train"]) | dict.fromkeys(
-        ["used", "row", "first", "lengths", "trained", "text_hash"]
+        ["used", "row", "first", "lengths", "trained", "text_hash", "source"]
     )
     return [split.to_list() for split in datasets.values()] + [report], *used
 

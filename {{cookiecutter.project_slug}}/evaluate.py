@@ -77,7 +77,7 @@ def evaluate(argv: list[str]) -> Path:
 
     is_other = "dataset" in given and args.dataset != was.get("dataset")
     if split := options.split or ("train" if is_other else ""):
-        args = replace(args, train_split=split, eval_split=split)
+        args = replace(args, train_split=split, eval_split=split, eval_dataset="")
     examples = make_examples(load_rows(args), tokenizer, args)[0].get("evaluation")
     if not examples:
         raise SystemExit(f"{args.dataset!r} holds out no rows; name others: --dataset, --split.")

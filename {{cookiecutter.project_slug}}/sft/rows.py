@@ -1,10 +1,10 @@
-"""Where the rows come from: their source, and its splits."""
+"""Where the rows come from: one source or several, and perhaps another to evaluate on."""
 
 from datasets import Dataset
 
 from sft.config import ProjectArguments
 from sft.format import OPTIONAL_COLUMNS, columns
-from sft.source import load_source
+from sft.mixture import load_mixture
 
 
 def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
@@ -12,6 +12,13 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
 
     They have the columns that sft/format.py needs; `sft.files.plain_row` reads one.
     """
-    specs = {"train": args.train_split, "evaluation": args.eval_split}
     named = [*columns(args), *OPTIONAL_COLUMNS]
-    return load_source(args.dataset, args.dataset_config, specs, named)
+    train, evaluation = {"train": args.train_split}, {"evaluation": args.eval_split}
+    if not args.eval_dataset:
+        return load_mixture(args.dataset, train | evaluation, named, args)
+    rows = load_mixture(args.dataset, train, named, args)
+    if found := load_mixture(args.eval_dataset, evaluation, named, args):
+        return rows | found
+    # it has no validation split: all of it is
+    evaluation = {"evaluation": args.eval_split.replace("validation", "train")}
+    return rows | load_mixture(args.eval_dataset, evaluation, named, args)

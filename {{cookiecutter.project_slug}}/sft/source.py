@@ -48,10 +48,12 @@ def load_source(
     return rows
 
 
-def is_local(dataset: str | list[str]) -> bool:
+def is_local(dataset: str | list) -> bool:
     """Whether this names files or a folder, even missing ones, and no dataset on the Hub."""
-    path = str(dataset)
-    is_path = path.startswith((".", "/", "~", "[")) or "*" in path or bool(kind(Path(path)))
+    if isinstance(dataset, list):
+        return all(is_local(one.get("path", "")) for one in dataset if isinstance(one, dict))
+    path = dataset
+    is_path = path.startswith((".", "/", "~")) or "*" in path or bool(kind(Path(path)))
     return is_path or os.path.exists(path)
 
 
