@@ -26,6 +26,7 @@ def refusal(answers):
         or bad_fields(answers)
         or bad_length(answers["max_length"])
         or quantized_full(answers)
+        or text_with_a_mask(answers)
     )
 
 
@@ -111,6 +112,15 @@ def quantized_full(answers):
             f"full trains every weight, and {answers['quantization']} weights are too coarse for "
             "gradient steps; choose quantization none, or keep the quantization and choose LoRA on "
             "attention, all_linear or mlp."
+        )
+    return None
+
+
+def text_with_a_mask(answers):
+    if answers["dataset_format"] == "text" and answers["collator"] != "language_modeling":
+        return (
+            "text has no prompts and replies, all of it is trained on; choose the collator "
+            "language_modeling, or another dataset_format."
         )
     return None
 

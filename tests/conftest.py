@@ -27,8 +27,10 @@ TEXTS = [
 
 
 def is_valid(answers: dict) -> bool:
-    """What the pre-gen hook accepts of the menus' answers."""
-    return answers["lora_targets"] != "full" or answers["quantization"] == "none"
+    """What the pre-gen hook accepts of the menus' answers, or of some of them."""
+    is_trainable = answers["lora_targets"] != "full" or answers["quantization"] == "none"
+    has_mask = answers.get("collator", "language_modeling") != "language_modeling"
+    return is_trainable and not (answers.get("dataset_format") == "text" and has_mask)
 
 
 def combinations() -> list[dict]:

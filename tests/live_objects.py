@@ -73,20 +73,20 @@ def check_live_objects(answers: dict, seen: dict, final: Path, notes: Path) -> N
     check_optimizer(seen["trainer"])
     check_order_of_rows(answers, seen["trainer"])
     check_rows(seen)
-    check_prompt_and_revision(seen)
+    check_prompt_and_revision(answers, seen)
     names = {"base_model_path", "report_to"}  # which the twin and the run's words replace
     values = {key: value for key, value in config().items() if key not in names}
     words = [word.replace(str(Path.cwd()), ".") for word in seen["words"]]
     tokenizer = [f"{TWIN}/tokenizer.json", f"{TWIN}/tokenizer_config.json"]
     tokenizer += [f"{TWIN}/chat_template.jinja"]
-    rows = ["sft/rows.py", "sft/examples.py", "data/sample.jsonl", *tokenizer]
+    rows = ["sft/rows.py", "sft/source.py", "sft/examples.py", "data/sample.jsonl", *tokenizer]
     once(notes, check_keys_of_rows, answers, seen, reads=rows, given=[values, words])
     check_evaluation_loss(seen, final)
     check_summary(seen["trainer"])
     check_records(seen, final)
     check_room(seen["trainer"])
     check_chat(seen, final)
-    check_answers(seen, final)
+    check_answers(answers, seen, final)
     weights = [f"{TWIN}/config.json", f"{TWIN}/model.safetensors"]
     if answers["lora_targets"] != "full":
         check_adapter(seen["model"], load_config(["--use_cpu=true"])[0])
@@ -283,11 +283,12 @@ def check_rows(seen: dict) -> None:
     assert len(held_out) == max(1, round(share * rows)), len(held_out)
 
 
-def check_prompt_and_revision(seen: dict) -> None:
+def check_prompt_and_revision(answers: dict, seen: dict) -> None:
     tokenizer = seen["tokenizer"]
     texts = [tokenizer.decode(row["input_ids"]) for row in seen["trainer"].train_dataset]
     prompt = value_of("system_prompt", seen)
-    assert any(f"<|im_start|>system\n{prompt}<|im_end|>" in text for text in texts)
+    is_text = answers["dataset_format"] == "text"  # has no turns
+    assert is_text or any(f"<|im_start|>system\n{prompt}<|im_end|>" in text for text in texts)
     path, revision = (value_of(key, seen) for key in ("base_model_path", "revision"))
     (named, *_), given, _ = seen["calls"]["tokenizer"][0]
     assert (named, given["revision"]) == (path, revision)
@@ -298,6 +299,7 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     from datasets import Dataset
 
     import sft.rows
+    import sft.source
     from sft.config import load_config
     from sft.examples import make_examples
     from sft.files import plain_row
@@ -310,12 +312,12 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
         asked.append(args)
         return {"a": rows, "b": rows}
 
-    load, sft.rows.load_dataset = sft.rows.load_dataset, found
+    load, sft.source.load_from_hub = sft.source.load_from_hub, found
     words = ["--dataset=a/b", "--dataset_config=c", "--train_split=a[:5]", "--eval_split=b[:3]"]
     splits = sft.rows.load_rows(load_config([*seen["words"], *words])[0])
-    sft.rows.load_dataset = load
+    sft.source.load_from_hub = load
     assert {name: len(these) for name, these in splits.items()} == {"train": 5, "evaluation": 3}
-    assert asked == [("a/b", "c")]
+    assert [words[:2] for words in asked] == [("a/b", "c")]
 
     def examples(rows=rows, **values) -> tuple[list, object]:
         words = [f"--{key}={value}" for key, value in {"test_size": 0, **values}.items()]
@@ -327,11 +329,16 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
     whole, _ = examples()
     lengths = [len(one["input_ids"]) for one in whole]
     limit = max(lengths) - 1
-    short, report = examples(max_length=limit, truncation_mode="truncate_prompt")
-    assert len(short) == len(whole) and report.shortened
-    assert max(len(one["input_ids"]) for one in short) <= limit
-    fewer, _ = examples(max_length=limit, max_skipped=1)
-    assert len(fewer) == sum(length <= limit for length in lengths)
+    if answers["dataset_format"] == "text":
+        pieces, _ = examples(max_length=limit)
+        assert len(pieces) == len(whole) + lengths.count(limit + 1)
+        assert sum(len(one["input_ids"]) for one in pieces) == sum(lengths)
+    else:
+        short, report = examples(max_length=limit, truncation_mode="truncate_prompt")
+        assert len(short) == len(whole) and report.shortened
+        assert max(len(one["input_ids"]) for one in short) <= limit
+        fewer, _ = examples(max_length=limit, max_skipped=1)
+        assert len(fewer) == sum(length <= limit for length in lengths)
     first, second = (plain_row(rows[at]) for at in (0, 1))
     forged = Dataset.from_list([forging(first, answers), second])
     for control_tokens, used in (("refuse", 1), ("escape", 2)):
@@ -344,8 +351,8 @@ def check_keys_of_rows(answers: dict, seen: dict) -> None:
 
 def forging(row: dict, answers: dict) -> dict:
     """The row with a control token in its prompt."""
-    if answers["dataset_format"] == "prompt_response":
-        return row | {"dialogue": row["dialogue"] + "<|im_end|>"}
+    if column := {"prompt_response": "dialogue", "text": "text"}.get(answers["dataset_format"]):
+        return row | {column: row[column] + "<|im_end|>"}
     turns = [dict(turn) for turn in row["messages"]]
     next(turn for turn in turns if turn["role"] == "user")["content"] += "<|im_end|>"
     return row | {"messages": turns}
@@ -474,14 +481,15 @@ def check_chat(seen: dict, final: Path) -> None:
     assert said == tokenizer.decode(new, skip_special_tokens=True)
 
 
-def check_answers(seen: dict, final: Path) -> None:
+def check_answers(answers: dict, seen: dict, final: Path) -> None:
     """Base and tuned model answered the prompt of a held-out row, and both are written down."""
     tokenizer, (example,) = seen["tokenizer"], seen["trainer"].eval_dataset.select([0])
     (row,) = map(json.loads, (final.parent / "answers.jsonl").read_text("utf-8").splitlines())
     saved = json.loads((final / "generation_config.json").read_text("utf-8"))
     ends_of_turn, whole = saved["eos_token_id"], tokenizer.decode(example["input_ids"])
     assert whole.startswith(f"{row['prompt']}{row['reference']}<|im_end|>"), (whole, row)
-    assert row["prompt"].endswith("<|im_start|>assistant\n") and row["reference"], row
+    ends = "" if answers["dataset_format"] == "text" else "<|im_start|>assistant\n"
+    assert row["prompt"].endswith(ends) and row["reference"], row
     for name, (_, kwargs, output) in zip(
         ("base", "tuned"), seen["calls"]["generate"][-3:-1], strict=True
     ):

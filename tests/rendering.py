@@ -18,6 +18,8 @@ ONLY_WITH = {
     "merge.py": lambda answers: answers["lora_targets"] != "full",
     "sft/targets.py": lambda answers: answers["lora_targets"] != "full",
     "launch/fsdp2.yaml": lambda answers: answers["quantization"] == "none",
+    "tests/oracle.py": lambda answers: answers["dataset_format"] != "text",
+    "tests/test_mask.py": lambda answers: answers["dataset_format"] != "text",
     "sft/attention.py": lambda answers: answers["collator"] == "padding_free",
 }
 
@@ -27,6 +29,7 @@ FOREIGN = {
     "dataset_format": {
         "prompt_response": r"prompt_template|response_column|one exchange",
         "messages": r"messages_column|ShareGPT|keep_start|\bturns:|\bweight\W+0|last. alone",
+        "text": r"text_column|plain text|\bpieces of",
     },
     "quantization": {
         "nf4": r"load_in_4bit|NF4|nf4|\b4.bits?\b|double.quant",

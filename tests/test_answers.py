@@ -1,5 +1,6 @@
 """What a run shows of its model: answers to held-out prompts, and a score that chooses by them."""
 
+import itertools
 import json
 import os
 import pty
@@ -129,7 +130,7 @@ def chat_in_a_terminal(typed: list[str], options: list[str]) -> list[list[dict]]
 
     asked, (ours, terminal) = [], pty.openpty()
     sys.stdin = os.fdopen(terminal)
-    waiting = iter([*typed, "\n"])
+    waiting = itertools.chain(typed, itertools.repeat("\n"))
     ask = __builtins__["input"] if isinstance(__builtins__, dict) else __builtins__.input
 
     def line(words: str = "") -> str:
@@ -166,8 +167,14 @@ def test_a_prompt_of_two_columns_asks_for_each(project):
     asked, ((system, user),) = in_project(
         project, chat_in_a_terminal, ["Hi\n", "French\n"], options
     )
-    assert asked == ["dialogue> ", "language> ", "dialogue> "]
+    assert asked == ["dialogue> ", "language> "] * 2
     assert system["content"] == "Be brief." and user["content"] == "Say Hi in French"
+
+
+def test_a_column_that_is_left_empty_leaves_out_its_line(project):
+    options = ["--prompt_template={language}\n{dialogue}"]
+    asked, ((user,),) = in_project(project, chat_in_a_terminal, ["\n", "Hi\n"], options)
+    assert user["content"] == "Hi" and len(asked) == 4
 
 
 def test_a_conversation_goes_on(bake):

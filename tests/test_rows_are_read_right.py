@@ -2,21 +2,25 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from bad_rows import FILES, TURNS
+from fake_hub import serve
 
 from conftest import in_project
 
 GOOD = [{"dialogue": f"d{n}", "summary": f"s{n}"} for n in range(4)]
 
 
-def load(dataset: str | list, train_split: str = "train", eval_split: str = "validation") -> tuple:
+def load(dataset, train_split="train", eval_split="validation", config="") -> tuple:
     from sft.config import project_arguments
     from sft.rows import load_rows
 
     options = {"dataset": dataset, "train_split": train_split, "eval_split": eval_split}
+    options["dataset_config"] = config
     args = project_arguments([f"--{key}={value}" for key, value in options.items()])
     try:
         rows = load_rows(args)
@@ -237,13 +241,13 @@ def test_the_cache_follows_the_content_and_can_be_emptied(project, tmp_path):
 
 
 def with_hub(error: str) -> str:
-    import sft.rows
+    import sft.source
 
-    def load_dataset(*args):
+    def load_dataset_builder(*args):
         raise {"script": RuntimeError("Dataset scripts are no longer supported, but found s.py"),
                "stop": StopIteration(), "other": NotImplementedError("a\nb")}[error]  # fmt: skip
 
-    sft.rows.load_dataset = load_dataset
+    sft.source.load_dataset_builder = load_dataset_builder
     return load("someone/sums")[0]
 
 
@@ -254,6 +258,64 @@ def with_hub(error: str) -> str:
 def test_what_the_hub_s_reader_raises_is_a_sentence(project, error, words):
     said = in_project(project, with_hub, error)
     assert said.startswith("dataset 'someone/sums': ") and words in said
+
+
+CARD = """---
+configs:
+- {config_name: one, default: true, data_files: a.jsonl}
+- {config_name: two, data_files: "b/*.json"}
+---
+"""
+ON_THE_HUB = {
+    "o/csv": {
+        "train.csv": "dialogue,summary\nNA,007\n",
+        "test.csv": "dialogue,summary\n1.50,2024-03-10\n",
+    },
+    "o/two": {
+        "README.md": CARD,
+        "a.jsonl": '{"dialogue": "2024-03-10", "summary": "1"}\n',
+        "b/1.json": '[{"dialogue": "2", "summary": "true"}]',
+    },
+    "o/broken": {"a.jsonl": '{"dialogue": "d", "summary": "s"}\n{"dialogue": '},
+    "o/semicolons": {
+        "README.md": "---\nconfigs:\n- {config_name: one, sep: ';', data_files: a.csv}\n---\n",
+        "a.csv": "dialogue;summary\nd, d;s\n",
+    },
+}
+
+
+def read_from_the_hub() -> list:
+    """All of them; then again, with no way to the Hub."""
+    import datasets
+    import huggingface_hub
+
+    found = []
+    for is_offline in (False, True):
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = is_offline
+        found.append([load("o/csv", "train", "test"), load("o/broken")[0], load("o/semicolons")[0]])
+        found[-1] += [load("o/two", config=config)[0] for config in ("", "two")]
+    return found
+
+
+def test_a_dataset_on_the_hub_is_read_as_its_files_are_on_the_disk(project, tmp_path):
+    hub = serve(ON_THE_HUB)
+    env = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}", "HF_HUB_OFFLINE": "0"}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
+    env["HF_DATASETS_CACHE"] = str(tmp_path / "rows")
+    env["PYTHONPATH"] = f"{project}{os.pathsep}{Path(__file__).parent}"
+    code = "import json, test_rows_are_read_right as t; print(json.dumps(t.read_from_the_hub()))"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=project, env=os.environ | env, capture_output=True, text=True)
+    hub.shutdown()
+    assert run.returncode == 0, run.stderr[-3000:]
+    first, offline = json.loads(run.stdout.splitlines()[-1])
+    assert first == offline
+    split, broken, semicolons, one, two = first
+    row = {"dialogue": "NA", "summary": "007"}
+    assert split == [[row], [{"dialogue": "1.50", "summary": "2024-03-10"}]]
+    assert "a.jsonl, line 2: " in broken and semicolons == [{"dialogue": "d, d", "summary": "s"}]
+    assert one == [{"dialogue": "2024-03-10", "summary": "1"}]
+    assert two == [{"dialogue": "2", "summary": "true"}]
 
 
 @pytest.mark.parametrize(
@@ -522,7 +584,7 @@ def examples_by(processes: int, many: int) -> tuple[list, int]:
     options = [f"--dataset_num_proc={processes}", "--max_skipped=1", "--max_length=500"]
     datasets, reports = examples.make_examples(rows, build_tokenizer(), project_arguments(options))
     report = vars(reports["train"]) | dict.fromkeys(
-        ["used", "row", "first", "lengths", "trained", "text_hash"]
+        ["used", "row", "first", "lengths", "trained", "text_hash", "source"]
     )
     return [split.to_list() for split in datasets.values()] + [report], *used
 
@@ -571,6 +633,51 @@ def test_what_the_messages_column_may_hold(bake):
     for broken in ("text", [], None, ["Hi", "Hello"], [{"content": "Hi"}]):
         said = in_project(project, as_messages, {"messages": broken}, "messages")
         assert isinstance(said, str) and ("messages" in said or "turn 1" in said)
+
+
+ALPACA = (
+    "Below is a task.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+WITHOUT = "Below is a task.\n\n### Instruction:\nSay {}\n\n### Response:"
+PROMPTS = {  # template, values of its columns -> the prompt
+    "a paragraph": (ALPACA, ["Say a", None], WITHOUT.format("a")),
+    "a paragraph of blanks": (ALPACA, ["Say b", " \n"], WITHOUT.format("b")),
+    "nothing left out": (ALPACA, ["c", "d"], ALPACA.format(instruction="c", input="d")),
+    "a last line": ("{a}\n{b}", ["x", ""], "x"),
+    "a first line": ("{a}\n{b}", [None, "x"], "x"),
+    "a line of two": ("Go\n{a}, {b}\n{c}", [None, "", "x"], "Go\nx"),
+    "half of a line": ("{a}, {b}", ["x", None], "x, "),
+    "blank lines of the template": ("\n\n{a}\n\n\n{b}\n", ["x", "y"], "\n\nx\n\n\ny\n"),
+    "blank lines of the row": ("{a}\n{b}", ["\nx\n\n", "y"], "\nx\n\n\ny"),
+    "braces": ("{{{a}}}\n{b}", ["{b}", "x\n{a}"], "{{b}}\nx\n{a}"),
+    "numbers": (
+        "{a} {b} {c}",
+        [0.1, 12345678901234567890, False],
+        "0.1 12345678901234567890 false",
+    ),
+    "zero": ("{a}\n{b}", [0, 0.0], "0\n0.0"),
+}
+
+
+def prompts_of(cases: list[tuple]) -> list[str]:
+    from sft.config import project_arguments
+    from sft.files import plain_row
+    from sft.format import columns, to_conversation
+
+    found = []
+    for template, values, _ in cases:
+        args = project_arguments([f"--prompt_template={template}", "--response_column=answer"])
+        row = dict(zip(columns(args), [*values, "s"], strict=True))
+        found.append(to_conversation(plain_row(row), args)["messages"][0]["content"])
+    return found
+
+
+def test_a_prompt_leaves_out_what_a_row_has_nothing_for(project):
+    cases = [*PROMPTS.values()]
+    for name, (*_, wanted), prompt in zip(
+        PROMPTS, cases, in_project(project, prompts_of, cases), strict=True
+    ):
+        assert prompt == wanted, name
 
 
 def shown(path: str) -> tuple:

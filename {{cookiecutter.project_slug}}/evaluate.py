@@ -137,7 +137,7 @@ def select_examples(
     0 and "" are for all rows, and for those that training holds out.
     """
     if split:
-        args = replace(args, train_split=split, eval_split=split)
+        args = replace(args, train_split=split, eval_split=split, eval_dataset="")
     examples = make_examples(load_rows(args), tokenizer, args)[0].get("evaluation")
     if not examples:
         raise SystemExit(f"{args.dataset!r} holds out no rows; name others: --dataset, --split.")

@@ -100,6 +100,8 @@ def unlike_simple(example: dict, rows: Dataset, tokenizer: Tokenizer, args: Any)
     messages, how = conversation["messages"], {"return_dict": False, "tokenize": True}
     how |= {key: value for key, value in conversation.items() if key == "tools"}
     how |= conversation["chat_template_kwargs"]
+    if len(messages) == 1:  # there is no prompt
+        return ""
     try:
         prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **how)
         simple = tokenizer.apply_chat_template(messages, **how)[len(prompt) :]

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from string import Formatter
+from types import UnionType
 from typing import Any, Literal
 
 OPTIONAL_COLUMNS = []  # none is read that a row may lack
@@ -49,30 +51,54 @@ def mask_options(args: DatasetArguments) -> dict:
 def to_conversation(row: dict, args: DatasetArguments) -> dict:
     """One row as `messages`, `[{"role": ..., "content": ...}, ...]`, and `chat_template_kwargs`.
 
-    A whole number, true and false are text as JSON writes them. A ValueError says which column is
-    not text, or that the prompt's are empty.
+    Numbers, true and false are text as JSON writes them, but for a response with a fraction. A
+    ValueError says which column is not text, or that the prompt's are empty.
     """
-    names = columns(args)
-    row = {column: row.get(column) for column in names}
-    for column, value in row.items():
-        if isinstance(value, int):
-            row[column] = json.dumps(value)
-        elif not isinstance(value, str):
-            kind = "null" if value is None else type(value).__name__
-            raise ValueError(f"column {column!r} is {kind}, not text")
-    if not any(row[column].strip() for column in names[:-1]):  # but for the response
-        raise ValueError("empty prompt")
+    *asked, answer = columns(args)
+    texts = {column: to_text(row, column, int | float) for column in asked if column in row}
+    if not any(text.strip() for text in texts.values()):
+        missing = [column for column in asked if column not in row]
+        raise ValueError(f"column {missing[0]!r} is null, not text" if missing else "empty prompt")
+    texts[answer] = to_text(row, answer, int)
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    messages.append({"role": "user", "content": write_prompt(row, args)})
-    messages.append({"role": "assistant", "content": row[args.response_column]})
+    messages.append({"role": "user", "content": write_prompt(args.prompt_template, texts)})
+    messages.append({"role": "assistant", "content": texts[answer]})
     return {"messages": messages, "chat_template_kwargs": args.chat_template_kwargs}
 
 
-def write_prompt(row: dict, args: DatasetArguments) -> str:
-    parts = Formatter().parse(args.prompt_template)
-    return "".join(literal + row.get(column, "") for literal, column, _, _ in parts)
+def to_text(row: dict, column: str, numbers: type | UnionType) -> str:
+    value = row.get(column)
+    if isinstance(value, numbers):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise ValueError(f"column {column!r} is {kind}, not text")
+    return value
+
+
+def write_prompt(template: str, texts: dict, parts: tuple = ("\n\n", "\n")) -> str:
+    """The template filled in, without the paragraphs and lines whose columns are all empty."""
+    if not parts:
+        fields = Formatter().parse(template)
+        return "".join(literal + texts.get(column, "") for literal, column, _, _ in fields)
+    written = []
+    for part in template.split(parts[0]):
+        names = [column for _, column, _, _ in Formatter().parse(part) if column]
+        if not names or any(texts.get(column, "").strip() for column in names):
+            written.append(write_prompt(part, texts, parts[1:]))
+    return parts[0].join(written)
 
 
 def typed_message(read: Callable[[str], str], args: DatasetArguments) -> str:
-    """The prompt of what `read` gets for each of its columns: what chat.py asks."""
-    return write_prompt({column: read(column) for column in columns(args)[:-1]}, args)
+    """The prompt of what `read` gets for each of its columns: what chat.py asks.
+
+    Raises:
+        EOFError: all are empty.
+    """
+    texts = {}
+    for column in columns(args)[:-1]:
+        with suppress(EOFError):
+            texts[column] = read(column)
+    if not texts:
+        raise EOFError
+    return write_prompt(args.prompt_template, texts)

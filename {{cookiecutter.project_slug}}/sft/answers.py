@@ -50,10 +50,13 @@ class Answer:
 
 
 def to_question(example: dict, tokenizer: Tokenizer, limit: int = 0) -> Question:
-    """The last run of labels, and `input_ids` up to it; `limit` 0: twice its tokens and 16."""
+    """The last run of labels, and `input_ids` up to it; `limit` 0: twice its tokens and 16.
+
+    Where everything has a label, the second half is asked for.
+    """
     ids, labels = example["input_ids"], example["labels"]
     end = max(at for at, label in enumerate(labels) if label != -100) + 1
-    start = max((at for at in range(end) if labels[at] == -100), default=-1) + 1
+    start = max((at for at in range(end) if labels[at] == -100), default=end // 2 - 1) + 1
     reference = tokenizer.decode(ids[start:end], skip_special_tokens=True)
     prompt, limit = tokenizer.decode(ids[:start]), limit or 2 * (end - start) + 16
     return Question(ids[:start], prompt, reference, limit)

@@ -88,7 +88,7 @@ class ProjectArguments(DatasetArguments):
     """The keys of config.yaml that are ours."""
 
     base_model_path: str
-    dataset: str | list[str]
+    dataset: str | list
     dataset_config: str = ""
     max_length: int
     revision: str = "main"
@@ -96,6 +96,7 @@ class ProjectArguments(DatasetArguments):
     attn_implementation: str = "sdpa"
     train_split: str = "train"
     eval_split: str = "validation"
+    eval_dataset: str | list = ""
     test_size: float = 0.05
     control_tokens: Literal["refuse", "escape"] = "refuse"
     max_skipped: float = 0.05

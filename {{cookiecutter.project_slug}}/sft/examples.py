@@ -11,12 +11,14 @@ import transformers
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+import sft.format
 from sft.cache import CACHE, fingerprint
 from sft.config import ProjectArguments, say
 from sft.files import plain_row
 from sft.format import DatasetArguments, mask_options, to_conversation
 from sft.hold_out import choose_held_out, hash_text
 from sft.mask import encode_batch
+from sft.mixture import SOURCE
 from sft.row_report import RowReport, refuse_too_many
 
 FEATURES = Features(
@@ -29,6 +31,7 @@ FEATURES = Features(
         "trained": Value("int32"),  # tokens with a label
         "reason": Value("string"),  # why it is skipped, or ""
         "shortened": Value("bool"),
+        "source": Value("string"),  # which of several it is from, or ""
         "text_hash": Value("int64"),  # rows that say the same share it
     }
 )
@@ -100,9 +103,13 @@ def _encode_batch(
         except ValueError as error:
             conversations.append(error)
     how = {"control_tokens": args.control_tokens, **mask_options(args)}
-    examples, of_rows = [], encode_batch(conversations, tokenizer, args.max_length, **how)
-    for position, conversation, found in zip(positions, conversations, of_rows, strict=True):
-        row = {"row": position, "title": f"row {position + 1}", "reason": "", "text_hash": 0}
+    encode = getattr(sft.format, "encode_batch", encode_batch)  # a format may have its own
+    examples, of_rows = [], encode(conversations, tokenizer, args.max_length, **how)
+    sources = batch.get(SOURCE, [""] * len(positions))
+    these = zip(positions, sources, conversations, of_rows, strict=True)
+    for position, source, conversation, found in these:
+        row = {"row": position, "title": f"row {position + 1}", "source": source}
+        row |= {"reason": "", "text_hash": 0}
         if isinstance(found, ValueError):
             row["reason"], found = str(found), [{"input_ids": [], "labels": [], "shortened": False}]
         else:

@@ -25,6 +25,7 @@ class RowReport:
         self.lengths = column(encoded, "length")[self.used]  # in tokens, of the same shape
         self.trained = column(encoded, "trained")[self.used]  # tokens with a label
         self.text_hash = column(encoded, "text_hash")[self.used]  # equal for rows that say the same
+        self.source = column(encoded, "source")[self.used]  # which of several; "" of one
         self.shortened = int(column(encoded, "shortened")[self.used].sum())  # examples
         self.first = np.unique(self.row, return_index=True)[1]  # each row's, of shape (rows used,)
         bad = np.flatnonzero(reasons).tolist()
@@ -39,6 +40,11 @@ class RowReport:
     def figures(self) -> dict[str, str]:
         """What to show of it, by name."""
         counts = {"rows": self.rows, "used": self.rows_used}
+        for source in np.unique(self.source[self.source != ""]):
+            own = self.source == source
+            counts[f"from {source}"] = own[self.first].sum()
+            tokens = self.trained[own].sum() / self.trained.sum()
+            counts[f"% of trained tokens, {source}"] = round(100 * tokens)
         counts |= {f"skipped: {reason}": len(those) for reason, those in self.skipped.items()}
         counts |= {"of these also trained on": self.overlap} if self.overlap is not None else {}
         counts |= {"shortened to max_length": self.shortened} if self.shortened else {}

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sft.config import ROOT, one_line, project_arguments, say
-from sft.rows import is_local
+from sft.source import is_local
 
 SAMPLE = ROOT / "data" / "sample.jsonl"
 CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
@@ -56,6 +56,7 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
         f"--output_dir={output_dir}",
         f"--base_model_path={output_dir / 'twin'}",
         f"--dataset={args.dataset if local else SAMPLE}",
+        f"--eval_dataset={args.eval_dataset if is_local(args.eval_dataset) else ''}",
         f"--train_split={train_split}[:64]",
         f"--eval_split={eval_split}[:16]",
         f"--max_length={8 * args.max_length}",

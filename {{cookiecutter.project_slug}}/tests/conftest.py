@@ -9,7 +9,8 @@ import pytest  # noqa: E402
 
 from sft.config import project_arguments  # noqa: E402
 from sft.model import load_tokenizer  # noqa: E402
-from sft.rows import is_local, load_rows  # noqa: E402
+from sft.rows import load_rows  # noqa: E402
+from sft.source import is_local  # noqa: E402
 from sft.twin import SAMPLE, build_tokenizer  # noqa: E402
 
 
