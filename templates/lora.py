@@ -1,27 +1,18 @@
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from sft.config import ProjectArguments, refuse_unknown
+from sft.config import ProjectArguments
 from sft.model import load_model, load_whole
-from sft.targets import layer_names
+from sft.targets import lora_config
 
 # peft asks by the old name, at every load
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-
-
-def check_adapter(args: ProjectArguments) -> None:
-    """Exit at a key of config.yaml that is no field of `peft.LoraConfig`, or is out of range."""
-    refuse_unknown(args.adapter, [each.name for each in fields(LoraConfig)])
-    r, dropout = args.adapter.get("r", 8), args.adapter.get("lora_dropout", 0.0)
-    is_dropout = isinstance(dropout, (int, float)) and 0 <= dropout < 1
-    if not isinstance(r, int) or r < 1 or not is_dropout:
-        raise SystemExit("r must be a whole number from 1, and lora_dropout from 0.0 to below 1.0.")
 
 
 def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
@@ -33,12 +24,11 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     more than quantization saves.
 
     Raises:
-        SystemExit: `target_modules` names what no block of the model has; peft would not say so.
+        SystemExit: a setting is wrong, or names what the model has not; peft would not say so.
     """
-    names = layer_names(model, args.adapter.get("target_modules") or [])
+    config = lora_config(model, args.adapter)
     # checkpointing recomputes a block from its input, which must carry a gradient
     model.enable_input_require_grads()
-    config = LoraConfig(task_type="CAUSAL_LM", **{**args.adapter, "target_modules": names})
     model = get_peft_model(model, config)  # freezes the base; A and B are float32
     # or each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)

@@ -23,7 +23,7 @@ from sft.examples import make_examples
 from sft.machine import choose, find_card
 from sft.model import load_model, load_tokenizer
 from sft.preflight import check_model, check_settings, check_tokens
-from sft.report import show_rows, show_summary, write_run
+from sft.report import show_rows, show_summary, show_trained, write_run
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
 from sft.trainer import Trainer
@@ -74,8 +74,7 @@ def train(argv: list[str]) -> Path:
     say("4. Choose what is trained")
     model = add_adapter(model, args)
     stop_at(model, stop_tokens(tokenizer))
-    trained, all_of_them = model.num_parameters(only_trainable=True), model.num_parameters()
-    say(f"   {trained:,} of {all_of_them:,} parameters are trained, {trained / all_of_them:.2%}")
+    show_trained(model)
 
     say("5. Make the Trainer")
     trainer = Trainer(
