@@ -19,6 +19,7 @@ ONLY_WITH = {
     "sft/targets.py": lambda answers: answers["lora_targets"] != "full",
     "launch/fsdp2.yaml": lambda answers: answers["quantization"] == "none",
     "sft/attention.py": lambda answers: answers["collator"] == "padding_free",
+    "sft/isolation.py": lambda answers: answers["collator"] == "padding_free",
 }
 
 # what no file of a project says unless the answer was chosen

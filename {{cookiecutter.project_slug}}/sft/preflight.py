@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from sft import collator
 from sft.adapter import add_adapter
 from sft.config import ProjectArguments, one_line
 from sft.model import load, supported_dtype
@@ -75,6 +76,8 @@ def check_model(args: ProjectArguments) -> int:
         if "meta" not in f"{error}".lower():  # else it is what a tensor without data cannot do
             why = f"{one_line(error)} (of {args.adapter})"
             raise SystemExit(f"config.yaml or the command line: {why}") from None
+    if hasattr(collator, "check_model"):  # it asks something of the model
+        collator.check_model(config, args)
     return embeddings
 
 
