@@ -7,6 +7,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, PreTrainedModel
 
+from sft.chat_template import make_room
 from sft.config import ProjectArguments
 from sft.model import load_model, load_whole
 from sft.targets import lora_config
@@ -20,11 +21,10 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
 
     A frozen weight W of shape (out, in) becomes W + (lora_alpha / r) * B @ A, with A of shape
     (r, in) and B of shape (out, r); B starts as zeros. Only A and B have gradients and optimizer
-    state. peft's `prepare_model_for_kbit_training` is not called: embeddings in float32 can cost
-    more than quantization saves.
+    state. peft's `prepare_model_for_kbit_training` is not called: embeddings in float32 cost much.
 
     Raises:
-        SystemExit: a setting is wrong, or names what the model has not; peft would not say so.
+        SystemExit: a setting is wrong, or names what the model has not.
     """
     config = lora_config(model, args.adapter)
     # checkpointing recomputes a block from its input, which must carry a gradient
@@ -44,8 +44,10 @@ def load_trained(
     """
     if not (folder / "adapter_config.json").exists():
         return load_whole(str(folder), args)
-    path = PeftConfig.from_pretrained(folder).base_model_name_or_path  # not config.yaml's of today
+    config = PeftConfig.from_pretrained(folder)
+    path = config.base_model_name_or_path  # not config.yaml's of today
     base = load_model(replace(args, base_model_path=path), dtype)
+    make_room(base, config.trainable_token_indices)
     if dtype and getattr(base, "is_quantized", False):
         base = base.dequantize(dtype=dtype).to(dtype)
     if (folder / "generation_config.json").exists():  # not in a checkpoint

@@ -16,6 +16,7 @@ import vram
 from compare import plot_loss
 from sft.adapter import add_adapter
 from sft.answers import Interview, show_answers
+from sft.chat_template import embed_new_tokens
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say, typed_values
@@ -57,7 +58,7 @@ def train(argv: list[str]) -> Path:
         rows = load_rows(args)
 
         say("2. Preprocess: rows to tokens, with labels on what is trained on")
-        tokenizer = load_tokenizer(args.base_model_path, args.revision)
+        tokenizer = load_tokenizer(args.base_model_path, args.revision, args.chat_template)
         examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
     if "evaluation" not in examples:
@@ -72,6 +73,7 @@ def train(argv: list[str]) -> Path:
     model = load_model(args)
 
     say("4. Choose what is trained")
+    embed_new_tokens(model, tokenizer, args)
     model = add_adapter(model, args)
     stop_at(model, stop_tokens(tokenizer))
     show_trained(model)

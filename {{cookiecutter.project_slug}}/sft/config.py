@@ -94,6 +94,7 @@ class ProjectArguments(DatasetArguments):
     revision: str = "main"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     attn_implementation: str = "sdpa"
+    chat_template: str = ""
     train_split: str = "train"
     eval_split: str = "validation"
     test_size: float = 0.05

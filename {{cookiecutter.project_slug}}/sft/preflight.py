@@ -83,6 +83,8 @@ def check_model(args: ProjectArguments) -> int:
 
 def check_tokens(examples: dict[str, Dataset], tokenizer: Tokenizer, embeddings: int) -> None:
     """Exit where an example has a token that the model has no embedding for."""
+    new = getattr(tokenizer, "new_tokens", [])  # for them there will be room
+    embeddings = max(embeddings, 1 + max(new, default=0))
     for rows in examples.values():
         highest = pc.max(pc.list_flatten(rows.data.column("input_ids"))).as_py() or 0
         if highest >= embeddings:
