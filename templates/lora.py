@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sft.chat_template import make_room
 from sft.config import ProjectArguments
+from sft.further import start_from
 from sft.model import load_model, load_whole
 from sft.targets import lora_config
 
@@ -30,6 +31,7 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     # checkpointing recomputes a block from its input, which must carry a gradient
     model.enable_input_require_grads()
     model = get_peft_model(model, config)  # freezes the base; A and B are float32
+    start_from(model, args.adapter.get("adapter_path"))
     # or each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model

@@ -16,6 +16,7 @@ from conftest import MENUS, PROJECT
 # the files with a condition in their names
 ONLY_WITH = {
     "merge.py": lambda answers: answers["lora_targets"] != "full",
+    "sft/further.py": lambda answers: answers["lora_targets"] != "full",
     "sft/targets.py": lambda answers: answers["lora_targets"] != "full",
     "launch/fsdp2.yaml": lambda answers: answers["quantization"] == "none",
     "sft/attention.py": lambda answers: answers["collator"] == "padding_free",

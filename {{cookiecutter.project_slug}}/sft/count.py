@@ -154,7 +154,7 @@ class _Step:
 
     def __init__(self, config, args, training_args, sizes: Sizes):
         if "r" in args.adapter:
-            args = replace(args, adapter=args.adapter | {"r": sizes.r})
+            args = replace(args, adapter=args.adapter | {"r": sizes.r, "adapter_path": ""})
         self.sizes, self.fake = sizes, FakeTensorMode(allow_non_fake_inputs=True)
         self.model, self.parameters, self.quantized = model_on_meta(config, args)
         self.live, self.every_token = None, False
