@@ -30,6 +30,7 @@ REFUSED = {
         {"dataset_format": "messages", "messages_column": ""},
         "messages_column is empty",
     ),
+    "another model without its path": ({"base_model": "other"}, "base_model_path has to name it"),
     "no dataset": ({"dataset": ""}, "dataset is empty"),
     "max_length of zero": ({"max_length": "0"}, "positive whole number"),
     "max_length below zero": ({"max_length": "-5"}, "positive whole number"),
