@@ -89,7 +89,9 @@ def precision(step):
 def low_rank():
     """What LoRA trains of one matrix of this model."""
     shape, values = memory.read_config({"base_model_path": "base_model"}), read_values([])
-    size, r = (shape.get("text_config") or shape)["hidden_size"], values.get("r", 0)
+    size, r = (shape.get("text_config") or shape).get("hidden_size"), values.get("r", 0)
+    if not size:  # the shape of another model than the menu's is not known here
+        return f"{none}\n"
     whole, trained = size * size, 2 * size * r
     return (
         f"A matrix of {size:,} x {size:,} has {whole:,} weights. LoRA leaves them as they are and adds the product of\n"

@@ -23,6 +23,7 @@ def refusal(answers):
         or bad_slug(answers["project_slug"])
         or name_of_a_dependency(answers)
         or missing_text(answers)
+        or other_model(answers)
         or bad_fields(answers)
         or bad_length(answers["max_length"])
         or quantized_full(answers)
@@ -67,6 +68,12 @@ def missing_text(answers):
     for name in ("project_name", "base_model_path", "dataset"):
         if not answers[name].strip():
             return f"{name} is empty; answer it, or take the default."
+    return None
+
+
+def other_model(answers):
+    if answers["base_model"] == answers["base_model_path"] == "other":
+        return "base_model is other: base_model_path has to name it, a Hub id or a local folder."
     return None
 
 

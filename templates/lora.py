@@ -1,27 +1,20 @@
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from sft.config import ProjectArguments, refuse_unknown
+from sft.chat_template import make_room
+from sft.config import ProjectArguments
+from sft.further import start_from
 from sft.model import load_model, load_whole
-from sft.targets import layer_names
+from sft.targets import lora_config
 
 # peft asks by the old name, at every load
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-
-
-def check_adapter(args: ProjectArguments) -> None:
-    """Exit at a key of config.yaml that is no field of `peft.LoraConfig`, or is out of range."""
-    refuse_unknown(args.adapter, [each.name for each in fields(LoraConfig)])
-    r, dropout = args.adapter.get("r", 8), args.adapter.get("lora_dropout", 0.0)
-    is_dropout = isinstance(dropout, (int, float)) and 0 <= dropout < 1
-    if not isinstance(r, int) or r < 1 or not is_dropout:
-        raise SystemExit("r must be a whole number from 1, and lora_dropout from 0.0 to below 1.0.")
 
 
 def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
@@ -29,17 +22,16 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
 
     A frozen weight W of shape (out, in) becomes W + (lora_alpha / r) * B @ A, with A of shape
     (r, in) and B of shape (out, r); B starts as zeros. Only A and B have gradients and optimizer
-    state. peft's `prepare_model_for_kbit_training` is not called: embeddings in float32 can cost
-    more than quantization saves.
+    state. peft's `prepare_model_for_kbit_training` is not called: embeddings in float32 cost much.
 
     Raises:
-        SystemExit: `target_modules` names what no block of the model has; peft would not say so.
+        SystemExit: a setting is wrong, or names what the model has not.
     """
-    names = layer_names(model, args.adapter.get("target_modules") or [])
+    config = lora_config(model, args.adapter)
     # checkpointing recomputes a block from its input, which must carry a gradient
     model.enable_input_require_grads()
-    config = LoraConfig(task_type="CAUSAL_LM", **{**args.adapter, "target_modules": names})
     model = get_peft_model(model, config)  # freezes the base; A and B are float32
+    start_from(model, args.adapter.get("adapter_path"))
     # or each save asks the Hub whether the vocabulary was resized
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     return model
@@ -54,8 +46,10 @@ def load_trained(
     """
     if not (folder / "adapter_config.json").exists():
         return load_whole(str(folder), args)
-    path = PeftConfig.from_pretrained(folder).base_model_name_or_path  # not config.yaml's of today
+    config = PeftConfig.from_pretrained(folder)
+    path = config.base_model_name_or_path  # not config.yaml's of today
     base = load_model(replace(args, base_model_path=path), dtype)
+    make_room(base, config.trainable_token_indices)
     if dtype and getattr(base, "is_quantized", False):
         base = base.dequantize(dtype=dtype).to(dtype)
     if (folder / "generation_config.json").exists():  # not in a checkpoint

@@ -15,7 +15,7 @@ TEMPLATE = Path(__file__).resolve().parent.parent
 PROJECT = TEMPLATE / "{{cookiecutter.project_slug}}"
 CONTEXT = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 MENUS = {
-    name: answers
+    name: [answer for answer in answers if answer != "other"]  # which is no model by itself
     for name, answers in CONTEXT.items()
     if isinstance(answers, list) and not name.startswith("_")
 }

@@ -16,11 +16,13 @@ from conftest import MENUS, PROJECT
 # the files with a condition in their names
 ONLY_WITH = {
     "merge.py": lambda answers: answers["lora_targets"] != "full",
+    "sft/further.py": lambda answers: answers["lora_targets"] != "full",
     "sft/targets.py": lambda answers: answers["lora_targets"] != "full",
     "launch/fsdp2.yaml": lambda answers: answers["quantization"] == "none",
     "tests/oracle.py": lambda answers: answers["dataset_format"] != "text",
     "tests/test_mask.py": lambda answers: answers["dataset_format"] != "text",
     "sft/attention.py": lambda answers: answers["collator"] == "padding_free",
+    "sft/isolation.py": lambda answers: answers["collator"] == "padding_free",
 }
 
 # what no file of a project says unless the answer was chosen
@@ -56,6 +58,7 @@ ALLOWED = {
     "LESSONS.md": r"\| (int8|4 bits) \||\"collator\": \"\w+\"",
     "vram.py": r"(?i)weights in 4 bits|4-bit numbers|every weight",  # --lesson compares with them
     "sft/count.py": r"\"lora_\" in name",  # where there is an adapter
+    "sft/report.py": r"\|lora_\|",  # so is this
     "sft/memory.py": r"\"lora_alpha\"",  # a key that is no size
 }
 

@@ -31,6 +31,7 @@ REFUSED = {
         "messages_column is empty",
     ),
     "text with a mask": ({"dataset_format": "text"}, "choose the collator language_modeling"),
+    "another model without its path": ({"base_model": "other"}, "base_model_path has to name it"),
     "no dataset": ({"dataset": ""}, "dataset is empty"),
     "max_length of zero": ({"max_length": "0"}, "positive whole number"),
     "max_length below zero": ({"max_length": "-5"}, "positive whole number"),

@@ -134,12 +134,16 @@ def test_a_setting_that_works_is_not_refused(project, option):
 
 
 LORA = {
+    "use_dora: maybe": "use_dora must be true or false, not 'maybe'",
+    "lora_dropout: -0.1": "lora_dropout from 0.0 to below 1.0",
+    "modules_to_save: [embed_token]": "the nearest is 'embed_tokens'",
+    "use_dorra: true": "the nearest is 'use_dora'",
     "init_lora_weights: foo": "Unknown initialization init_lora_weights='foo'",
     "init_lora_weights: 3": "'init_lora_weights': 3",
     "bias: maybe": "Requested bias: maybe",
     "layers_to_transform: x": "'layers_to_transform': 'x'",
     "layers_to_transform: [99]": "not found in the base model",
-    "rank_pattern: 3": "'rank_pattern': 3",
+    "rank_pattern: 3": "rank_pattern must be a mapping",
     "rank_pattern: {q_proj: x}": "'rank_pattern': {'q_proj': 'x'}",
     "trainable_token_indices: x": "'trainable_token_indices': 'x'",
     "lora_bias: true\nuse_dora: true": "lora_bias=True is not supported for DoRA",

@@ -38,7 +38,7 @@ def test_every_prompt_is_a_question_and_every_answer_has_a_label(prompt):
     assert len(question) > 10
     assert "[" not in str(words), "cookiecutter would take it for markup"
     if prompt in MENUS:
-        assert words.keys() - {"__prompt__"} == set(MENUS[prompt])
+        assert words.keys() - {"__prompt__"} == set(CONTEXT[prompt])
 
 
 def test_nothing_is_named_that_is_illegal_elsewhere():

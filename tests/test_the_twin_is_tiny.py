@@ -12,8 +12,8 @@ def project(bake_once):
     return bake_once.project(project_slug="tiny", quantization="none", collator="seq2seq")
 
 
-def twin_of(shape: dict) -> int | str:
-    """The parameters of its twin, or why there is none."""
+def twin_of(shape: dict) -> tuple[int, dict] | str:
+    """The parameters and config.json of its twin, or why there is none."""
     from pathlib import Path
 
     from safetensors import safe_open
@@ -21,14 +21,15 @@ def twin_of(shape: dict) -> int | str:
     from sft.twin import build_twin
 
     folder = Path("bases") / shape["model_type"]
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shape))
     try:
         build_twin(folder / "twin", str(folder))
     except SystemExit as refused:
         return str(refused)
     with safe_open(folder / "twin/model.safetensors", "pt") as weights:
-        return sum(weights.get_tensor(name).numel() for name in weights.keys())
+        parameters = sum(weights.get_tensor(name).numel() for name in weights.keys())
+    return parameters, json.loads((folder / "twin/config.json").read_text())
 
 
 VISION = {"model_type": "siglip_vision_model"}
@@ -48,7 +49,64 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_twin_is_tiny(project, shape):
-    assert in_project(project, twin_of, shape) < 5_000_000
+    parameters, _ = in_project(project, twin_of, shape)
+    assert parameters < 5_000_000
+
+
+LAYERS = 3 * ["linear_attention"] + ["full_attention"]
+KINDS = {  # a config.json, and what its twin has of it
+    "types of layers": (
+        {"model_type": "qwen3_5_text", "num_hidden_layers": 8, "layer_types": 2 * LAYERS},
+        {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2},
+    ),
+    "two lists": (
+        {
+            "model_type": "kimi_linear",
+            "num_hidden_layers": 8,
+            "layer_types": 2 * LAYERS,
+            "mlp_layer_types": ["dense"] + 7 * ["sparse"],
+        },
+        {
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+        },
+    ),
+    "blocks alone": (
+        {
+            "model_type": "nemotron_h",
+            "layers_block_type": 3 * ["mamba", "moe", "mamba", "attention"],
+        },
+        {"layers_block_type": ["linear_attention", "moe", "full_attention"]},
+    ),
+    "numbers of layers": (
+        {
+            "model_type": "llama4_text",
+            "num_hidden_layers": 4,
+            "moe_layers": [1, 3],
+            "no_rope_layers": [1, 1, 1, 0],
+            "layer_types": 3 * ["chunked_attention"] + ["full_attention"],
+        },
+        {"moe_layers": [1, 2], "no_rope_layers": [1, 1, 0], "num_hidden_layers": 3},
+    ),
+    "no experts": (
+        {"model_type": "granitemoehybrid", "num_local_experts": 0},
+        {"num_local_experts": 0},
+    ),
+    "heads that share no keys": (
+        {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 8},
+        {"num_attention_heads": 4, "num_key_value_heads": 4},
+    ),
+    "a switch": (
+        {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_act": "gelu"},
+        {"tie_word_embeddings": True, "hidden_act": "gelu"},
+    ),
+}
+
+
+@pytest.mark.parametrize("shape, expected", KINDS.values(), ids=KINDS)
+def test_the_twin_has_a_layer_of_each_kind_and_the_switches_of_its_model(project, shape, expected):
+    _, config = in_project(project, twin_of, shape)
+    assert {key: config[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("kind", ["blt", "xlnet", "of nobody"])

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, TextStreamer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.adapter import load_trained
+from sft.chat_template import embed_new_tokens
 from sft.config import harmless, load_config, parse, run, say
 from sft.format import IS_CHAT, typed_message
 from sft.model import load_model, load_tokenizer
@@ -34,7 +35,11 @@ def main(argv: list[str]) -> str:
     args, training_args = load_config(overrides)
     folder = Path(options.model or Path(training_args.output_dir) / "final")
     if options.base:
-        tokenizer, model = load_tokenizer(args.base_model_path, args.revision), load_model(args)
+        tokenizer, model = (
+            load_tokenizer(args.base_model_path, args.revision, args.chat_template),
+            load_model(args),
+        )
+        embed_new_tokens(model, tokenizer, args)
         stop_at(model, stop_tokens(tokenizer))
     elif folder.is_dir():
         tokenizer, model = load_tokenizer(str(folder)), load_trained(folder, args)

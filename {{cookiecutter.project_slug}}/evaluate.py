@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.adapter import load_trained
 from sft.answers import Question, ask, score_of, to_question, without_thought, write_answers
 from sft.cache import CACHE, fingerprint
+from sft.chat_template import make_room
 from sft.checkpoints import read_manifest
 from sft.collator import get_collator
 from sft.config import ProjectArguments, load_config, parse, run, say
@@ -92,6 +93,7 @@ def evaluate(argv: list[str]) -> Path:
         done = kept(file)
         if rest := [row for row in range(len(questions)) if row not in done]:
             model = load_trained(folder, args) if folder else load_model(args)
+            make_room(model, [len(tokenizer) - 1] if args.chat_template else [])
             if model.device != training_args.device:  # a quantized model is there already
                 model.to(training_args.device)
             stop_at(model.eval(), stop_tokens(tokenizer))

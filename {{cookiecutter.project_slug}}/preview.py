@@ -50,7 +50,7 @@ def main(argv: list[str]) -> Path:
         clean_cache()
     check_model(replace(args, attn_implementation="eager"))  # the GPU's may be missing here
     rows = load_rows(args)["train"]
-    tokenizer = load_tokenizer(args.base_model_path, args.revision)
+    tokenizer = load_tokenizer(args.base_model_path, args.revision, args.chat_template)
     encoded = encode_rows(rows, tokenizer, args)
     report = RowReport(encoded)
     show_rows({"all rows": report})

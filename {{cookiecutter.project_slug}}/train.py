@@ -15,6 +15,7 @@ import chat
 import vram
 from sft.adapter import add_adapter
 from sft.answers import HeldOutAnswers, show_answers
+from sft.chat_template import embed_new_tokens
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
 from sft.config import load_config, parse, run, say, typed_values
@@ -23,7 +24,7 @@ from sft.machine import choose, find_card
 from sft.model import load_model, load_tokenizer
 from sft.plot import plot_loss
 from sft.preflight import check_model, check_settings, check_tokens
-from sft.report import show_rows, show_summary, write_run
+from sft.report import show_rows, show_summary, show_trained, write_run
 from sft.rows import load_rows
 from sft.stop_tokens import stop_at, stop_tokens
 from sft.trainer import Trainer
@@ -57,7 +58,7 @@ def train(argv: list[str]) -> Path:
         rows = load_rows(args)
 
         say("2. Preprocess: rows to tokens, with labels on what is trained on")
-        tokenizer = load_tokenizer(args.base_model_path, args.revision)
+        tokenizer = load_tokenizer(args.base_model_path, args.revision, args.chat_template)
         examples, reports = make_examples(rows, tokenizer, args)
     show_rows(reports)
     if "evaluation" not in examples:
@@ -72,10 +73,10 @@ def train(argv: list[str]) -> Path:
     model = load_model(args)
 
     say("4. Choose what is trained")
+    embed_new_tokens(model, tokenizer, args)
     model = add_adapter(model, args)
     stop_at(model, stop_tokens(tokenizer))
-    trained, all_of_them = model.num_parameters(only_trainable=True), model.num_parameters()
-    say(f"   {trained:,} of {all_of_them:,} parameters are trained, {trained / all_of_them:.2%}")
+    show_trained(model)
 
     say("5. Make the Trainer")
     trainer = Trainer(

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
-from transformers import DataCollatorWithFlattening, PreTrainedModel, Trainer
+from transformers import DataCollatorWithFlattening, PreTrainedConfig, PreTrainedModel, Trainer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.attention import attend_by_example
+from sft.config import ProjectArguments
+from sft.isolation import refuse_mixing
 from sft.row_report import column
 
 
@@ -29,6 +31,11 @@ def get_collator(tokenizer: Tokenizer, model: PreTrainedModel) -> "PaddingFreeCo
     """
     attend_by_example(model)
     return PaddingFreeCollator(return_flash_attn_kwargs=True)
+
+
+def check_model(config: PreTrainedConfig, args: ProjectArguments) -> None:
+    """Exit where an architecture does not keep examples apart."""
+    refuse_mixing(get_collator, config, args)
 
 
 class EvenSampler(Sampler[int]):

@@ -115,6 +115,7 @@ class HeldOutAnswers(TrainerCallback):
         self.questions = [to_question(example, trainer.processing_class) for example in first]
         way = args.adapter.get("init_lora_weights", True)  # others change the base as well
         self.keeps_base = hasattr(trainer.model, "disable_adapter") and way in (True, "gaussian")
+        self.keeps_base &= not args.adapter.get("adapter_path")  # then it starts from that
         self.base = [] if self.keeps_base else self.ask()
 
     def ask_both(self) -> dict[str, list[Answer]]:

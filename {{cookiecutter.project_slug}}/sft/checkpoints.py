@@ -18,6 +18,7 @@ from sft.config import ROOT, ProjectArguments, say
 from sft.model import load
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
+LENGTHS = ("max_steps", "num_train_epochs")
 LOCKS: list[FileLock] = []  # held until the process ends, in whatever way
 # keys that begin so can't change what is learnt; with another value of any other key, it is
 # another run
@@ -47,6 +48,8 @@ def describe_run(
     if not base.is_dir():
         config = load(AutoConfig, args.base_model_path, revision=args.revision)
         run["the base model's commit"] = config._commit_hash
+    if path := args.adapter.get("adapter_path"):
+        run["the adapter it starts from"] = hash_file(Path(path) / "adapter_model.safetensors")
     for split, rows in examples.items():
         digest = hashlib.sha256()
         for table in rows.with_format("arrow").iter(10_000):
@@ -85,17 +88,25 @@ def checkpoint_to_resume(
     if final.exists():
         if damage := _damage(final):
             raise SystemExit(f"{final}: {damage}. Delete it; the same command makes it again.")
-        _refuse_another_run(final, run, args.accept_changed_code)
-        say(f"{output_dir} holds a finished run (python chat.py); give a new one its --output_dir.")
-        raise SystemExit(0)
+        if not _refuse_another_run(final, run, args.accept_changed_code):
+            fix = "give a new one its --output_dir"
+            say(f"{output_dir} holds a finished run (python chat.py); {fix}.")
+            raise SystemExit(0)
+        if not checkpoints(output_dir):
+            raise SystemExit(f"{final} has no checkpoint beside it to go on from.")
+        before = output_dir / f"final-{_step(checkpoints(output_dir)[-1])}"
+        if training_args.process_index == 0:
+            final.rename(before)
+        say(f"A longer run than in {final}, which is {before} from now on.")
     folders = [Path(given)] if given else checkpoints(output_dir)
     for folder in reversed(folders):
         damage = _damage(folder)
         if not damage:
-            _refuse_another_run(folder, run, args.accept_changed_code)
+            is_longer = _refuse_another_run(folder, run, args.accept_changed_code)
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
             best = training_args.load_best_model_at_end and state["best_model_checkpoint"]
-            if state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
+            control = state["stateful_callbacks"]["TrainerControl"]["args"]
+            if control["should_training_stop"] and not is_longer:
                 # from its last step the Trainer would take one more: a few are repeated
                 damage = "it is of the last step"
             elif best and _damage(Path(best)):
@@ -155,9 +166,12 @@ def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None
         )
 
 
-def _refuse_another_run(folder: Path, run: dict, accept_changed_code: bool) -> None:
+def _refuse_another_run(folder: Path, run: dict, accept_changed_code: bool) -> bool:
+    """Exit at another run than that; returns whether this is the same, but longer."""
     was = read_manifest(folder).get("run") or {}
     keys = sorted(key for key in was.keys() | run if was.get(key) != run.get(key))
+    longer = [key for key in keys if key in LENGTHS and run[key] > was[key] > 0]
+    keys = [key for key in keys if key not in longer]
     if accept_changed_code:
         keys = [key for key in keys if not key.endswith(".py")]
     changes = [
@@ -171,6 +185,7 @@ def _refuse_another_run(folder: Path, run: dict, accept_changed_code: bool) -> N
             f"{folder} is of another run: {'; '.join(changes)}. Undo that, or give the new run its "
             "own --output_dir; code that learns the same needs --accept_changed_code true."
         )
+    return bool(longer)
 
 
 def read_manifest(folder: Path) -> dict:

@@ -94,6 +94,7 @@ class ProjectArguments(DatasetArguments):
     revision: str = "main"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     attn_implementation: str = "sdpa"
+    chat_template: str = ""
     train_split: str = "train"
     eval_split: str = "validation"
     eval_dataset: str | list = ""
@@ -136,7 +137,7 @@ def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, 
         print(doc, HELP, sep="", end="")
         raise SystemExit(0)
     words, overrides = _words(argv, defaults), []
-    own = {key: _typed(key, words.pop(key, was), type(was)) for key, was in defaults.items()}
+    own = {key: typed(key, words.pop(key, was), type(was)) for key, was in defaults.items()}
     for key, value in words.items():
         overrides += [f"--{key}={value}"] if isinstance(value, str) else [f"--{key}", *value]
     return SimpleNamespace(**own), overrides
@@ -177,7 +178,7 @@ def read_values(overrides: list[str], kinds: dict[str, Any] = OURS) -> dict[str,
     for each in fields(ProjectArguments):
         if each.default is each.default_factory is MISSING and each.name not in values:
             raise SystemExit(f"config.yaml has no key {each.name!r}; restore it.")
-    return {key: _typed(key, value, kinds.get(key, Any)) for key, value in values.items()}
+    return {key: typed(key, value, kinds.get(key, Any)) for key, value in values.items()}
 
 
 def typed_values(overrides: list[str]) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def _words(argv: list[str], options: Iterable[str] = ()) -> dict[str, str | list
     return {key: found[0] if len(found) == 1 else found for key, found in texts.items()}
 
 
-def _typed(key: str, given: Any, annotation: Any) -> Any:
+def typed(key: str, given: Any, annotation: Any) -> Any:
     """What is given for a key as one of its types: `true` for `bool | str` is True, `all` text."""
     allowed, readings = _allowed(annotation), [given]
     if isinstance(given, str):

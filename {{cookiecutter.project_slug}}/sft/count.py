@@ -53,7 +53,7 @@ def main(overrides: list[str]) -> None:
     if kind not in CONFIG_MAPPING:
         sys.exit(f"This version of transformers has no model of the type {kind!r}.")
     try:
-        config = CONFIG_MAPPING[kind].from_dict(shape)
+        config = CONFIG_MAPPING[kind].from_dict(PretrainedConfig._decode_special_floats(shape))
         print(json.dumps(count(config, args, training_args, optims)))
     except Exception as error:  # whatever the code of a model says to tensors without content
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160].rstrip(". ")
@@ -154,7 +154,7 @@ class _Step:
 
     def __init__(self, config, args, training_args, sizes: Sizes):
         if "r" in args.adapter:
-            args = replace(args, adapter=args.adapter | {"r": sizes.r})
+            args = replace(args, adapter=args.adapter | {"r": sizes.r, "adapter_path": ""})
         self.sizes, self.fake = sizes, FakeTensorMode(allow_non_fake_inputs=True)
         self.model, self.parameters, self.quantized = model_on_meta(config, args)
         self.live, self.every_token = None, False

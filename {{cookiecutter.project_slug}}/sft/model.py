@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from sft.chat_template import set_chat_template
 from sft.config import ProjectArguments
 from sft.quantization import quantization_config
 
@@ -21,12 +22,14 @@ def supported_dtype(name: str) -> torch.dtype:
     return torch.float16
 
 
-def load_tokenizer(path: str, revision: str = "main") -> Tokenizer:
+def load_tokenizer(path: str, revision: str = "main", chat_template: str = "") -> Tokenizer:
     """The tokenizer in `path`; exits where it has no chat template or no fast version."""
     tokenizer = load(AutoTokenizer, path, revision=revision)
     name = f"The tokenizer of {path!r}"
+    if chat_template:
+        set_chat_template(tokenizer, chat_template)
     if not tokenizer.chat_template:
-        raise SystemExit(f"{name} has no chat template; choose an instruction-tuned model.")
+        raise SystemExit(f"{name} has no chat template; set chat_template: chatml.")
     if not tokenizer.is_fast:  # the mask needs to know where in the text a token is
         raise SystemExit(f"{name} has no tokenizer.json; add it, or choose another model.")
     if tokenizer.pad_token is None:

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from sft.adapter import add_adapter, check_adapter
+from sft import collator
+from sft.adapter import add_adapter
 from sft.config import ProjectArguments, one_line
 from sft.model import load, supported_dtype
 from sft.trainer import METRICS
@@ -45,7 +46,6 @@ def check_settings(args: TrainingArguments) -> None:
 
 def check_model(args: ProjectArguments) -> int:
     """Exit where the model does not suit config.yaml; returns how many tokens have embeddings."""
-    check_adapter(args)
     name = f"base_model_path {args.base_model_path!r}"
     with suppress(OSError):  # no such path: loading config.json says so
         if find_adapter_config_file(args.base_model_path, revision=args.revision):
@@ -76,11 +76,15 @@ def check_model(args: ProjectArguments) -> int:
         if "meta" not in f"{error}".lower():  # else it is what a tensor without data cannot do
             why = f"{one_line(error)} (of {args.adapter})"
             raise SystemExit(f"config.yaml or the command line: {why}") from None
+    if hasattr(collator, "check_model"):  # it asks something of the model
+        collator.check_model(config, args)
     return embeddings
 
 
 def check_tokens(examples: dict[str, Dataset], tokenizer: Tokenizer, embeddings: int) -> None:
     """Exit where an example has a token that the model has no embedding for."""
+    new = getattr(tokenizer, "new_tokens", [])  # for them there will be room
+    embeddings = max(embeddings, 1 + max(new, default=0))
     for rows in examples.values():
         highest = pc.max(pc.list_flatten(rows.data.column("input_ids"))).as_py() or 0
         if highest >= embeddings:

@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections import ChainMap
+from collections import ChainMap, Counter
 from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -13,11 +13,11 @@ from platform import python_version
 
 import torch
 from rich.table import Column, Table
+from transformers import PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers import TrainingArguments
 
 from sft.checkpoints import all_settings
-from sft.config import ROOT, ProjectArguments, read_values
+from sft.config import ROOT, ProjectArguments, read_values, say
 from sft.machine import describe, find_card
 from sft.mask_view import console
 from sft.memory import GB, NoCount, count_for, memory
@@ -33,6 +33,23 @@ def show_rows(reports: dict[str, RowReport]) -> None:
     for name in dict.fromkeys(chain(*figures)):
         table.add_row(name, *(of_split.get(name, "0") for of_split in figures))
     console.print(table)
+
+
+def show_trained(model: PreTrainedModel) -> None:
+    """Print how many parameters are trained, in which kinds of layers, and in which none is."""
+    trained, parameters = model.num_parameters(only_trainable=True), model.num_parameters()
+    say(f"   {trained:,} of {parameters:,} parameters are trained, {trained / parameters:.2%}")
+    is_trained = {}
+    for name, parameter in model.named_parameters():
+        # without what an adapter puts around a layer
+        layer = re.split(r"\.(?:base_layer|lora_|original_module|modules_to_save)|\.\w+$", name)[0]
+        if parameter.requires_grad or parameter.dim() > 1:  # not of norms
+            is_trained[layer] = is_trained.get(layer, False) or parameter.requires_grad
+    for words, which in (("in", True), ("not in", False)):
+        layers = [layer for layer, is_there in is_trained.items() if is_there == which]
+        kinds = Counter(re.sub(r".*\.\d+\.|.*\.", "", layer, count=1) for layer in layers)
+        if kinds:
+            say(f"   {words}: {', '.join(f'{number} {kind}' for kind, number in kinds.items())}")
 
 
 def write_run(

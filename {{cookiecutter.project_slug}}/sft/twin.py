@@ -3,7 +3,7 @@
 --smoke changes the base model, dataset, device and a few numbers; all else is a real run's code.
 """
 
-import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,22 +15,32 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sft.config import ROOT, one_line, project_arguments, say
+from sft.memory import read_config
 from sft.source import is_local
 
 SAMPLE = ROOT / "data" / "sample.jsonl"
 CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
 TINY = {  # multiples of 64: quantized weights share a scale by blocks
     "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
-    **{"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    **dict.fromkeys(("intermediate_size", "mamba_d_ssm", "lru_width"), 128),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 64),
-    **{"depth": 2, "num_heads": 4, "out_hidden_size": 64},  # of towers for images
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2},
+    **dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 16),
+    **{"global_head_dim": 32, "q_lora_rank": 64, "kv_lora_rank": 64, "linear_num_value_heads": 4},
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
+    # of state spaces: heads * width is hidden_size * expand
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 32),
+    **dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups"), 2),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts"), 2),
+    **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1},
+    **dict.fromkeys(("attn_layer_period", "expert_layer_period"), 2),
+    **dict.fromkeys(("attn_layer_offset", "expert_layer_offset"), 1),
+    **{"hidden_size_per_layer_input": 64, "num_kv_shared_layers": 0},
+    **{"depth": 2, "num_heads": 8, "out_hidden_size": 64},  # of towers for images
 }
+PLAIN = (str, bool, type(None))
 LARGEST = 50_000_000  # parameters of a twin
 FEW = """
 --max_steps=6 --logging_steps=1 --eval_steps=3 --save_steps=3 --num_train_epochs=1
@@ -46,7 +56,9 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
     with PartialState(cpu=True).main_process_first():
         if PartialState().is_main_process:
             shutil.rmtree(ROOT / output_dir, ignore_errors=True)
-            build_twin(ROOT / output_dir / "twin", args.base_model_path, 8 * args.max_length)
+            positions = 8 * args.max_length
+            twin = ROOT / output_dir / "twin"
+            build_twin(twin, args.base_model_path, positions, args.revision)
     local = is_local(args.dataset)
     splits = (args.train_split, args.eval_split) if local else ("train", "validation")
     train_split, eval_split = (split.partition("[")[0] for split in splits)
@@ -64,25 +76,25 @@ def smoke_overrides(overrides: list[str], output_dir: Path = Path("outputs/smoke
     ]
 
 
-def build_twin(folder: Path, base_model_path: str, positions: int = 8192) -> None:
+def build_twin(
+    folder: Path, base_model_path: str, positions: int = 8192, revision: str = "main"
+) -> None:
     """Save a random tiny model of the base model's architecture, with a tokenizer, in `folder`.
 
-    Exits where the architecture cannot be made tiny.
+    Exits where there is no config.json of it, or the architecture cannot be made tiny.
     """
-    local, bundled = ROOT / base_model_path / "config.json", ROOT / "base_model/config.json"
-    shape = json.loads((local if local.exists() else bundled).read_text(encoding="utf-8"))
+    shape = read_config({"base_model_path": base_model_path or "base_model", "revision": revision})
     tokenizer = build_tokenizer()
-    tiny = TINY | {
+    tokens = {
         "max_position_embeddings": positions,
-        "vocab_size": len(tokenizer),
-        "tie_word_embeddings": shape.get("tie_word_embeddings", False),
+        **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), len(tokenizer)),
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     torch.manual_seed(0)
     try:
-        config = AutoConfig.for_model(**shrink(shape, tiny))
+        config = AutoConfig.for_model(**shrink(shape, tokens))
         make = partial(AutoModelForCausalLM.from_config, config, trust_remote_code=False)
         with torch.device("meta"):
             if make().num_parameters() > LARGEST:
@@ -95,17 +107,57 @@ def build_twin(folder: Path, base_model_path: str, positions: int = 8192) -> Non
     tokenizer.save_pretrained(folder)
 
 
-def shrink(shape: dict, tiny: dict) -> dict:
-    """The config.json of that architecture with `tiny` in place of sizes, nested ones included.
+def shrink(shape: dict, tokens: dict) -> dict:
+    """The config.json of that architecture with `TINY` sizes, and `tokens`, nested ones included.
 
-    All other values are the architecture's defaults.
+    Switches and words are the model's own, and other numbers its architecture's defaults.
     """
-    small = tiny | {"model_type": shape["model_type"]}
-    for key, kind in CONFIG_MAPPING[shape["model_type"]].sub_configs.items():
-        part = {"model_type": getattr(kind, "model_type", "")} | (shape.get(key) or {})
-        if part["model_type"] in CONFIG_MAPPING:
-            small[key] = shrink(part, tiny)
-    return small
+    kind = CONFIG_MAPPING[shape["model_type"]]
+    config = kind.from_dict(kind._decode_special_floats(shape))  # infinity
+    shape, tiny = config.to_dict(), TINY.copy()
+    small = {key: value for key, value in shape.items() if isinstance(value, PLAIN) or value == 0}
+    if number := getattr(config, "num_hidden_layers", None):
+        lists = layers_of_each_kind(shape, number)
+        tiny["num_hidden_layers"] = lists.pop("num_hidden_layers")
+        small |= lists
+    if getattr(config, "num_key_value_heads", 0) == getattr(config, "num_attention_heads", None):
+        tiny["num_key_value_heads"] = tiny["num_attention_heads"]  # latent attention asks for it
+    for key, size in tiny.items():
+        named = config.attribute_map.get(key, key)
+        # what is null or 0 is not there, but for what follows from other sizes
+        if shape.get(named) or named in shape and key in ("head_dim", "num_key_value_heads"):
+            small[named] = size
+    for key, part in kind.sub_configs.items():
+        nested = {"model_type": getattr(part, "model_type", "")} | (shape.get(key) or {})
+        if shape.get(key) and nested["model_type"] in CONFIG_MAPPING:
+            small[key] = shrink(nested, tokens)
+    return small | tokens
+
+
+def layers_of_each_kind(shape: dict, number: int) -> dict:
+    """Of what a config.json says by layer, what it says of the first layer of each kind.
+
+    Lists have a value for each layer, as `layer_types`, or the numbers of layers. At least two
+    layers stay: their number is `num_hidden_layers`.
+    """
+    by_layer, of_numbers = {}, []
+    for key, values in shape.items():
+        if not isinstance(values, list) or not values or key.startswith("mtp_"):
+            continue
+        numbers = [value for value in values if type(value) is int]
+        if re.search("layer|idx", key) and values == sorted({*numbers}):
+            of_numbers.append(key)
+            by_layer[key] = [layer in values for layer in range(number)]
+        elif len(values) == number or "type" in key:  # some say a part that is repeated
+            by_layer[key] = [values[layer % len(values)] for layer in range(number)]
+    kinds = {}
+    for layer in range(number):
+        kinds.setdefault(repr([values[layer] for values in by_layer.values()]), layer)
+    layers = [*kinds.values()] if len(kinds) > 1 else [*range(min(number, 2))]
+    small = {key: [values[layer] for layer in layers] for key, values in by_layer.items()}
+    for key in of_numbers:
+        small[key] = [at for at, is_there in enumerate(small[key]) if is_there]
+    return small | {"num_hidden_layers": len(layers)}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -28,7 +28,7 @@ def args():
 def tokenizer(args):
     """The base model's tokenizer if it is on this machine, else the tiny twin's."""
     try:
-        return load_tokenizer(args.base_model_path, args.revision)
+        return load_tokenizer(args.base_model_path, args.revision, args.chat_template)
     except SystemExit:
         return build_tokenizer()
 

@@ -1,0 +1,61 @@
+"""With padding_free no architecture is packed that would mix its rows; where it can, it trains."""
+
+import json
+
+import pytest
+from test_runs_can_be_trusted import SMALL, what_is_said
+
+from conftest import in_project
+
+APART = ["llama", "gemma3_text", "phi3", "mixtral", "olmo3"]
+MIXED = [
+    "lfm3",
+    "falcon_h1",
+    "granitemoehybrid",
+    "mamba2",
+    "qwen3_5_text",
+    "zamba2",
+    "bloom",
+    "gpt_oss",
+]
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    return bake_once.project(project_slug="apart", quantization="none", collator="padding_free")
+
+
+def what_is_said_of(model_type: str) -> str:
+    """What a run on rows that do not exist ends with."""
+    from pathlib import Path
+
+    from transformers import AutoConfig
+
+    folder = Path("bases") / model_type
+    folder.mkdir(parents=True)
+    shape = AutoConfig.for_model(model_type).to_dict()
+    (folder / "config.json").write_text(json.dumps(shape))
+    words = [
+        *SMALL,
+        f"--base_model_path={folder}",
+        "--dataset=nowhere.jsonl",
+        f"--output_dir={folder}/out",
+    ]
+    words += ["--target_modules=all_linear"]
+    return what_is_said([*words, "--attn_implementation=eager"] if model_type in EAGER else words)
+
+
+EAGER = ["bloom", "gpt_oss", "mamba2"]
+
+
+@pytest.mark.parametrize("model_type", APART)
+def test_what_keeps_rows_apart_trains(project, model_type):
+    assert "'nowhere.jsonl' does not exist" in in_project(project, what_is_said_of, model_type)
+
+
+@pytest.mark.parametrize("model_type", MIXED)
+def test_what_mixes_rows_is_refused_before_the_rows_are_read(project, model_type):
+    said = in_project(project, what_is_said_of, model_type)
+    assert f"this architecture, {model_type}, cannot be trained without padding" in said
+    why = "can't keep packed" if "qwen" in model_type else "logits change with the one before it"
+    assert why in said and "collator seq2seq" in said and len(said.splitlines()) == 1
