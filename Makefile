@@ -14,9 +14,9 @@ demo: $(MODEL)
 	@echo "--- 1/2 Generate a project"
 	$(BIN)/cookiecutter --no-input --output-dir demo . base_model=HuggingFaceTB/SmolLM2-135M-Instruct \
 		base_model_path=$(abspath $(MODEL)) dataset=data/sample.jsonl "prompt_template={dialogue}" \
-		quantization=none lora_targets=all_linear
+		quantization=none
 	@echo "--- 2/2 Train: the prompts are dialogues, and nobody says that a summary is wanted"
-	cd demo/my-sft && ../../$(BIN)/python train.py --r 16 --lora_alpha 32 --learning_rate 5e-4 --test_size 0.1 \
+	cd demo/my-sft && ../../$(BIN)/python train.py --learning_rate 5e-4 --test_size 0.1 \
 		--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --num_train_epochs 2 --answers 5
 	@echo
 	@echo "The project is in demo/my-sft; demo/my-sft/README.md says what to do next."

@@ -134,7 +134,7 @@ def test_a_name_that_is_in_no_part_of_the_model_is_refused(project, key):
 def test_any_key_of_lora_config_takes_effect(bake):
     project = bake.project()
     config = project / "config.yaml"
-    text = config.read_text(encoding="utf-8").replace("[attention]", "q_proj")
+    text = config.read_text(encoding="utf-8").replace("[all_linear]", "q_proj")
     config.write_text(f"{text}use_dora: true\nmodules_to_save: [embed_tokens]\n", encoding="utf-8")
     trained, saved = in_project(project, train_and_list)
     layers = {name.split(".lora_")[0].split(".")[-1] for name in trained if "lora_" in name}

@@ -337,7 +337,7 @@ def test_advice_that_is_taken_fits(project):
 
 def test_the_lesson_is_in_figures_of_this_model(project):
     said = vram(project, "--lesson")
-    assert "122.1" in said and "95.4" in said and "61,341,696 of 8,190,735,360" in said
+    assert "122.1" in said and "95.4" in said and "43,646,976 of 8,190,735,360" in said
 
 
 @pytest.mark.parametrize(

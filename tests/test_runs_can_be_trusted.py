@@ -354,7 +354,7 @@ def test_a_finished_run_is_left_as_it_is(project):
     with pytest.raises(AssertionError, match="SystemExit: 0"):
         in_project(project, run, options)
     assert "holds a finished run" in (project / "log").read_text()
-    with pytest.raises(AssertionError, match="final is of another run: r was 64, and now it is 8"):
+    with pytest.raises(AssertionError, match="final is of another run: r was 16, and now it is 8"):
         in_project(project, run, [*options, "--r=8"])
     # killed after the last step, before the end: the steps from the checkpoint before are repeated
     shutil.rmtree(project / "finished/final")
@@ -441,7 +441,7 @@ def test_a_damaged_best_model_is_not_forgotten(project):
 
 
 ANOTHER = {  # options, a file, what becomes of it -> what is named
-    "--r=8": "r was 64, and now it is 8",
+    "--r=8": "r was 16, and now it is 8",
     "--weight_decay=0.5": "weight_decay was 0.0, and now it is 0.5",
     "--adam_beta2=0.9": "adam_beta2 was 0.999",
     "--label_smoothing_factor=0.2": "label_smoothing_factor",

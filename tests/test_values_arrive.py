@@ -159,9 +159,9 @@ EDITS = {
     "a slip in the library's": ("learning_rate: ", "learning_rat: ", "is 'learning_rate'"),
     "a key that is gone": ("max_length: ", "# ", "config.yaml has no key 'max_length'"),
     "no YAML": ("seed: 42", "seed: [", "is not valid YAML in UTF-8: expected"),
-    "text for a number": ("r: 64", "r: many", "r must be a whole number from 1"),
+    "text for a number": ("r: 16", "r: many", "r must be a whole number from 1"),
     "a key of nobody": (
-        "r: 64",
+        "r: 16",
         "rank: 64",
         "There is no key 'rank'",
     ),
@@ -199,10 +199,10 @@ def trained_with(options: list[str]) -> dict:
 
 
 def test_any_field_of_lora_config_works_from_config_yaml(project):
-    keys = "r: 64\nuse_dora: true\nmodules_to_save: [embed_tokens]\n"
-    with edited(project, "r: 64", keys.strip()):
+    keys = "r: 16\nuse_dora: true\nmodules_to_save: [embed_tokens]\n"
+    with edited(project, "r: 16", keys.strip()):
         seen = in_project(project, trained_with, ["--save_steps=2"])
-    assert seen["config"]["use_dora"] is True and seen["config"]["r"] == 64
+    assert seen["config"]["use_dora"] is True and seen["config"]["r"] == 16
     assert any("lora_magnitude_vector" in name for name in seen["names"])
     assert any("embed_tokens" in name for name in seen["names"])
 
