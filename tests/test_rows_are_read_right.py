@@ -188,6 +188,20 @@ def test_a_missing_column_is_named_beside_those_there(project, tmp_path):
     assert "no column 'dialogue'" in said and "text, summary" in said
 
 
+def test_a_column_that_one_of_several_files_lacks_is_named_with_the_file(project, tmp_path):
+    (tmp_path / "a.jsonl").write_text(jsonl(GOOD))
+    (tmp_path / "b.jsonl").write_text(jsonl([{"dialogue": "d", "text": "t"}]))
+    ((said, _),) = in_project(project, loaded_from, [str(tmp_path)])
+    assert f"{tmp_path / 'b.jsonl'} has no column 'summary'; it has dialogue, text" in said
+
+
+def test_preferences_are_recognized(project, tmp_path):
+    rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}]
+    (tmp_path / "a.jsonl").write_text(jsonl(rows))
+    ((said, _),) = in_project(project, loaded_from, [str(tmp_path)])
+    assert "no column 'dialogue'" in said and "preferences" in said and "'chosen' can be" in said
+
+
 def saved(folder: Path) -> list:
     from datasets import Dataset, DatasetDict
 
@@ -630,6 +644,11 @@ def test_what_the_messages_column_may_hold(bake):
     ]
     assert in_project(project, as_messages, SHAREGPT, "conversations") == expected
     assert in_project(project, as_messages, {"messages": expected}, "messages") == expected
+    text = json.dumps(expected)
+    assert in_project(project, as_messages, {"messages": text}, "messages") == expected
+    chat = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>"
+    said = in_project(project, as_messages, {"messages": chat}, "messages")
+    assert "not a list of turns but one text" in said and '{"role": "user"' in said
     for broken in ("text", [], None, ["Hi", "Hello"], [{"content": "Hi"}]):
         said = in_project(project, as_messages, {"messages": broken}, "messages")
         assert isinstance(said, str) and ("messages" in said or "turn 1" in said)

@@ -32,10 +32,12 @@ from sft.preflight import check_model
 from sft.report import show_rows
 from sft.row_report import RowReport
 from sft.rows import load_rows
+from sft.striking import find_striking
 from sft.twin import smoke_overrides
 
 SIMPLE = 100  # examples whose labels are held against the simple way's
 FIRST, LONGEST, SKIPPED = 5, 2, 5  # how many rows are shown; of those skipped, for each reason
+NAMED = 10  # rows of a kind to look at that are named
 as_json = partial(json.dumps, ensure_ascii=False, default=str)
 PAGE = ROOT / "sft/preview.html.jinja"
 
@@ -77,6 +79,13 @@ def main(argv: list[str]) -> Path:
     if wrong := [*filter(None, first)]:
         say(f"Three lines for a mask (LESSONS.md) fail in {len(wrong)} of {len(first)}: {wrong[0]}")
 
+    striking = []
+    for what, numbers in find_striking(rows, report, args).items() if len(report.used) else ():
+        if numbers:
+            first, dots = ", ".join(map(str, numbers[:NAMED])), ", ..." * (len(numbers) > NAMED)
+            striking.append(f"{len(numbers):,} with {what}: row {first}{dots}")
+    say("\n   ".join(["Look at these:", *(striking or ["nothing is striking"])]))
+
     sizes = {f"tokens an example (max_length is {args.max_length:,})": report.lengths}
     sizes["trained tokens an example"] = report.trained
     html = Template(PAGE.read_text(encoding="utf-8"), autoescape=True).render(
@@ -84,6 +93,7 @@ def main(argv: list[str]) -> Path:
         figures=report.figures(),
         histograms=[(name, *histogram(values)) for name, values in sizes.items() if values.size],
         examples=examples,
+        striking=striking,
         skipped=skipped,
         as_json=as_json,
     )

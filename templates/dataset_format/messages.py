@@ -44,7 +44,10 @@ def to_conversation(row: dict, args: DatasetArguments) -> dict:
     that are wrong; what turns say is checked where they are masked.
     """
     column, messages, before = args.messages_column, [], None
-    turns = row.get(column)
+    turns = read_json(row.get(column))
+    if isinstance(turns, str) and turns.strip():
+        fix = 'a list of {"role": "user", "content": "..."}, or JSON text of one'
+        raise ValueError(f"column {column!r} is not a list of turns but one text: make it {fix}")
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"column {column!r} is not a list of turns")
     for number, turn in enumerate(turns, start=1):

@@ -99,6 +99,7 @@ class ProjectArguments(DatasetArguments):
     eval_split: str = "validation"
     eval_dataset: str | list = ""
     test_size: float = 0.05
+    dedupe: bool = False
     control_tokens: Literal["refuse", "escape"] = "refuse"
     max_skipped: float = 0.05
     dataset_num_proc: int = 0

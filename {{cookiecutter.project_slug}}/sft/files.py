@@ -78,9 +78,8 @@ def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[st
     Arrow's readers would make timestamps of texts, one type of all that a column holds, and nulls
     of the keys that only other rows have.
     """
-    names = {}  # of all columns that a row has, in order
     for file in files:
-        lines, rows = Lines(file), 0
+        lines, rows, names = Lines(file), 0, {}  # names of all columns that a row has, in order
         try:
             for row in READERS[kind(file)](lines, columns):
                 if not isinstance(row, dict):
@@ -95,7 +94,7 @@ def read_rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[st
             raise SystemExit(f"{file}{line}: {why}; {remedy}.") from None
         if not rows:
             raise SystemExit(f"{file} is empty; it should hold one row a line.")
-    check_columns(columns, names, f"{files[0]}")
+        check_columns(columns, names, f"{file}")
 
 
 def check_columns(columns: Sequence[str], names: Iterable[str], source: str) -> None:
@@ -103,7 +102,10 @@ def check_columns(columns: Sequence[str], names: Iterable[str], source: str) -> 
     for column in columns:
         if column not in (*names, *OPTIONAL_COLUMNS):
             has = f"no column {column!r}; it has {', '.join(map(str, names))}"
-            raise SystemExit(f"{source} has {has}: name the right one in config.yaml.")
+            fix = "name the right one in config.yaml"
+            if {"chosen", "rejected"} <= {*names}:
+                fix = "these are preferences, of which the column 'chosen' can be trained on"
+            raise SystemExit(f"{source} has {has}: {fix}.")
 
 
 def plain_row(row: dict) -> dict:

@@ -7,8 +7,8 @@ import numpy as np
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from sft.cache import CACHE, fingerprint
-from sft.config import ProjectArguments, refuse_unknown
-from sft.files import plain
+from sft.config import ProjectArguments, refuse_unknown, say
+from sft.files import plain, plain_row
 from sft.source import load_source
 
 SOURCE = "(source)"  # the column that says of a row of several sources which one it is from
@@ -25,7 +25,7 @@ def load_mixture(
     Evaluation rows are there where each of them has some. Exits at a wrong key or weight, too.
     """
     if not isinstance(dataset, list) or not any(isinstance(one, dict) for one in dataset):
-        return load_source(dataset, args.dataset_config, specs, columns)
+        return _deduped(load_source(dataset, args.dataset_config, specs, columns), args)
     sources = [one if isinstance(one, dict) else {"path": one} for one in dataset]
     loaded = []
     for source in sources:
@@ -42,7 +42,19 @@ def load_mixture(
                 parts = choose(parts, [source.get("weight") for source in sources])
             names = np.repeat([source["path"] for source in sources], [*map(len, parts)])
             mixed[split] = concatenate_datasets(parts).add_column(SOURCE, names.tolist())
-    return mixed
+    return _deduped(mixed, args)
+
+
+def _deduped(rows: dict[str, Dataset], args: ProjectArguments) -> dict[str, Dataset]:
+    """With `dedupe`, the first of the training rows that are the same in all columns."""
+    if args.dedupe and "train" in rows:
+        first = {}
+        for at, row in enumerate(rows["train"]):
+            values = {key: one for key, one in plain_row(row).items() if key != SOURCE}
+            first.setdefault(hash(json.dumps(values, sort_keys=True, default=str)), at)
+        say(f"   dedupe: {len(rows['train']) - len(first):,} rows are copies of others")
+        rows["train"] = rows["train"].select([*first.values()])
+    return rows
 
 
 def choose(parts: list[Dataset], weights: list[Any]) -> list[Dataset]:

@@ -1,0 +1,108 @@
+"""The preview names rows that are worth a look, and `dedupe` drops those that are copies."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from conftest import in_project
+
+RANDOM = random.Random(1)
+WORDS = "red blue green house tree river stone cloud light dark road field bird fish snow".split()
+
+
+def words(count: int) -> str:
+    return " ".join(RANDOM.choices(WORDS, k=count))
+
+
+def row(dialogue: str, summary: str) -> dict:
+    return {"dialogue": dialogue, "summary": summary}
+
+
+INSTRUCTION = "Read this with care and answer in a single sentence of plain English " * 9
+PLAIN = [row(words(60), words(12)) for _ in range(60)]
+KEEPS = PLAIN[5]["summary"]
+ROWS = [
+    *PLAIN,
+    PLAIN[3],  # 61
+    row(PLAIN[4]["dialogue"].upper() + "!", PLAIN[4]["summary"]),  # 62
+    row(PLAIN[5]["dialogue"] + " or so", KEEPS),  # 63
+    row(words(30) + " " + KEEPS + " " + words(30), KEEPS),  # 64: told
+    row("yes " + words(60), "yes"),  # 65: too short to be told
+    row(words(1500), words(12)),  # 66: long
+    row("a", "b"),  # 67: short
+    row(PLAIN[6]["dialogue"], words(60)),  # 68: another answer is no copy
+    PLAIN[3],  # 69
+]
+
+
+@pytest.fixture(scope="module")
+def project(bake_once):
+    return bake_once.project(project_slug="striking")
+
+
+def previewed(path: str, *options: str) -> tuple:
+    import contextlib
+    import io
+
+    import preview
+
+    preview.load_rows = lambda args: loaded(args)
+    from sft.rows import load_rows
+
+    def loaded(args):
+        args.train_split = "train"  # all of them, of a smoke run too
+        return load_rows(args)
+
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        page = preview.main(["--smoke", f"--dataset={path}", *options])
+    _, _, look = said.getvalue().partition("Look at these:\n")
+    return look.partition("The same as a page")[0], page.read_text(encoding="utf-8")
+
+
+def written(folder: Path, rows: list) -> str:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("template", ["{dialogue}", INSTRUCTION + "{dialogue}"])
+def test_rows_to_look_at_are_named_by_number(project, tmp_path, template):
+    option = f"--prompt_template={template}"
+    look, page = in_project(project, previewed, written(tmp_path, ROWS), option)
+    assert "2 with exactly what an earlier row says; dedupe: true drops them: row 61, 69\n" in look
+    assert "2 with nearly what an earlier row says: row 62, 63\n" in look
+    assert "1 with a reply that is in the prompt: row 64\n" in look
+    if template == "{dialogue}":
+        assert "and less: row 66, 67\n" in look
+    assert "row 61, 69</p>" in page
+
+
+def test_where_nothing_is_striking_it_says_so(project, tmp_path):
+    look, _ = in_project(project, previewed, written(tmp_path, PLAIN))
+    assert look.strip() == "nothing is striking"
+
+
+def test_many_are_named_by_the_first(project, tmp_path):
+    look, _ = in_project(project, previewed, written(tmp_path, PLAIN[:1] * 15))
+    assert "14 with exactly" in look and "row 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...\n" in look
+
+
+def deduped(dataset: str, *options: str) -> list[str]:
+    from sft.config import project_arguments
+    from sft.files import plain_row
+    from sft.rows import load_rows
+
+    args = project_arguments([f"--dataset={dataset}", f"--eval_dataset={dataset}", *options])
+    return [[plain_row(row)["dialogue"] for row in split] for split in load_rows(args).values()]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_dedupe_keeps_the_first_of_those_that_are_the_same(project, tmp_path, mixed):
+    path = written(tmp_path, ROWS)
+    dataset = json.dumps([{"path": path}, {"path": path}]) if mixed else path
+    train, evaluation = in_project(project, deduped, dataset, "--dedupe=true")
+    kept = [one["dialogue"] for at, one in enumerate(ROWS, start=1) if at not in (61, 69)]
+    assert train == kept and len(evaluation) == len(ROWS) * (1 + mixed)
+    assert len(in_project(project, deduped, path)[0]) == len(ROWS)

@@ -1,0 +1,75 @@
+"""Rows to look at: copies, replies that their prompts tell, lengths unlike the others."""
+
+import json
+import re
+from zlib import crc32
+
+import numpy as np
+from datasets import Dataset
+
+from sft.config import ProjectArguments
+from sft.files import plain_row
+from sft.format import to_conversation
+from sft.row_report import RowReport
+
+MOST = 50_000  # rows that are looked at
+RARE = 8  # how many times longer or shorter than the median
+TOLD = 20  # characters of a reply that cannot be in the prompt by chance
+ALIKE = 0.8  # share of the runs of three words that near copies have in common
+COMMON = 0.2  # share of the rows that a run is in which tells none from another
+BANDS, IN_BAND = 16, 4  # near copies share one of so many groups of hashes, each of so many
+
+# odd, one for each hash
+FACTORS = np.random.default_rng(0).integers(2**63, size=BANDS * IN_BAND, dtype=np.uint64) * 2 + 1
+
+
+def find_striking(rows: Dataset, report: RowReport, args: ProjectArguments) -> dict[str, list[int]]:
+    """The numbers, from 1, of rows that are used, by what is to be seen there."""
+    positions, seen = report.row[report.first][:MOST], set()
+    copies, told, runs = [], [], []
+    for position, row in enumerate(rows.select(positions)):
+        messages = to_conversation(plain_row(row), args)["messages"]
+        same, texts = json.dumps(messages), [str(turn.get("content", "")) for turn in messages]
+        if hash(same) in seen:
+            copies.append(position)
+        seen.add(hash(same))
+        last = max(at for at, turn in enumerate(messages) if turn["role"] == "assistant")
+        if len(reply := texts[last].strip()) >= TOLD and reply in "\n".join(texts[:last]):
+            told.append(position)
+        runs.append(_runs(" ".join(texts)))
+    lengths = np.maximum.reduceat(report.lengths, report.first)[:MOST]
+    median = np.median(lengths)
+    odd = np.flatnonzero((lengths >= RARE * median) | (lengths <= median / RARE))
+    found = {
+        "exactly what an earlier row says; dedupe: true drops them": copies,
+        "nearly what an earlier row says": sorted(_near(runs) - {*copies}),
+        "a reply that is in the prompt": told,
+        f"{RARE} times the median length and more, or an {RARE}th and less": odd,
+    }
+    return {what: [int(positions[at]) + 1 for at in those] for what, those in found.items()}
+
+
+def _runs(text: str) -> np.ndarray:
+    """A number for each run of three words."""
+    words = re.findall(r"\w+", text.casefold())
+    runs = {" ".join(words[at : at + 3]) for at in range(max(1, len(words) - 2))}
+    return np.array([crc32(run.encode()) for run in runs], dtype=np.uint64)
+
+
+def _near(runs: list[np.ndarray]) -> set[int]:
+    """Positions of the rows that have `ALIKE` of their runs from an earlier one, by MinHash."""
+    every, counts = np.unique(np.concatenate(runs), return_counts=True)
+    common = every[counts > max(COMMON * len(runs), 20)]  # of an instruction that many rows share
+    signatures, found = [], set()
+    for each in runs:
+        own = np.setdiff1d(each, common)
+        own = own if len(own) else each
+        hashes = own[:, None] * FACTORS >> np.uint64(32)  # of shape (runs, hashes)
+        signatures.append(hashes.min(axis=0))
+    signatures = np.stack(signatures)
+    for band in np.split(signatures, BANDS, axis=1):
+        _, first, group = np.unique(band, axis=0, return_index=True, return_inverse=True)
+        earlier = first[group.ravel()]
+        alike = (signatures == signatures[earlier]).mean(axis=1) >= ALIKE
+        found |= {*np.flatnonzero(alike & (earlier < np.arange(len(runs)))).tolist()}
+    return found
