@@ -25,27 +25,25 @@ WAYS = {  # lora_targets, and options of train.py
         *("attention", "--r=64", "--lora_alpha=16", "--use_rslora=true"),
     ),
 }
-DATA = {  # answers of cookiecutter, options of train.py, options of evaluate.py
+SHOWN = ("loss", "score", "ROUGE-L", "stopped by itself")
+DATA = {  # answers of cookiecutter, options of train.py, options of evaluate.py, what is shown
     "dialogues": (
         {"dataset": "data/sample.jsonl", "prompt_template": "{dialogue}"},
         ("--test_size=0.2", "--num_train_epochs=2"),
         (),
+        SHOWN,
     ),
     "GSM8K": (
         {"prompt_template": "{question}", "response_column": "answer"},
         ("--train_split=train[:560]", "--eval_split=train[560:600]", "--max_steps=32"),
-        ("--max_new_tokens=160", "--rows=24"),
+        ("--max_new_tokens=1",),  # a model of this size solves none, tuned or not
+        SHOWN[:1],
     ),
 }
 COMMON = (
     *("--per_device_train_batch_size=4", "--gradient_accumulation_steps=1", "--answers=0"),
     *("--per_device_eval_batch_size=10", "--logging_steps=4", "--eval_strategy=no"),
 )
-NUMBER_AFTER_HASHES = """
-def score(answer: str, row: dict) -> float:
-    return float(answer.split("####")[-1].strip() == row["reference"].split("####")[-1].strip())
-"""
-SHOWN = {"loss": "loss", "score": "score", "ROUGE-L": "ROUGE-L", "stopped by itself": "stopped"}
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=BENCH / ".defaults")
     options = parser.parse_args()
     tables = []
-    for data, (answers, train, evaluate) in DATA.items():
+    for data, (answers, train, evaluate, shown) in DATA.items():
         dataset = answers.get("dataset") or str(options.gsm8k.resolve())
         found = {}  # (way, rate) -> the metrics of both models
         for way, (targets, *lora) in WAYS.items():
@@ -78,8 +76,6 @@ def main() -> None:
                 )
                 with (project / "config.yaml").open("a") as config:
                     config.write("use_rslora: false\n")
-                if data == "GSM8K":
-                    (project / "sft" / "score.py").write_text(NUMBER_AFTER_HASHES)
             for rate in RATES:
                 output = f"--output_dir=outputs/{'rs-' * (len(lora) > 2)}{rate}"
                 result = project / output.partition("=")[2] / "evaluation.json"
@@ -89,7 +85,7 @@ def main() -> None:
                     run(project, "train.py", *words)
                     run(project, "evaluate.py", *evaluate, output)
                 found[way, rate] = json.loads(result.read_text())
-        tables.append(table(data, found))
+        tables.append(table(data, found, shown))
     page = BENCH / "defaults.md"
     head = page.read_text(encoding="utf-8").partition("\n## ")[0].rstrip()
     page.write_text("\n\n".join([head, *tables]) + "\n", encoding="utf-8")
@@ -100,16 +96,16 @@ def run(project: Path, *words: str) -> None:
     subprocess.run([sys.executable, *words], cwd=project, check=True, env=environment)
 
 
-def table(data: str, found: dict) -> str:
+def table(data: str, found: dict, shown: tuple[str, ...]) -> str:
     """Markdown: a row for each run, a column for each metric, with its 95% interval."""
     lines = [f"## {data}", "", f"Asked: {next(iter(found.values()))['rows'].split(' of ')[0]}.", ""]
-    lines += ["| LoRA | learning rate | " + " | ".join(SHOWN.values()) + " |"]
-    lines += ["|---|---|" + "---|" * len(SHOWN)]
+    lines += ["| LoRA | learning rate | " + " | ".join(shown) + " |"]
+    lines += ["|---|---|" + "---|" * len(shown)]
     rows = {("none: the base model", "-"): next(iter(found.values()))["models"]["base"]}
     rows |= {key: one["models"]["final"] for key, one in found.items()}
     for (way, rate), metrics in rows.items():
         cells = [
-            "{value:.3f} ({low:.3f} to {high:.3f})".format(**metrics[metric]) for metric in SHOWN
+            "{value:.3f} ({low:.3f} to {high:.3f})".format(**metrics[metric]) for metric in shown
         ]
         lines.append(f"| {way} | {rate} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
