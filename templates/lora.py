@@ -23,9 +23,6 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     A frozen weight W of shape (out, in) becomes W + (lora_alpha / r) * B @ A, with A of shape
     (r, in) and B of shape (out, r); B starts as zeros. Only A and B have gradients and optimizer
     state. peft's `prepare_model_for_kbit_training` is not called: embeddings in float32 cost much.
-
-    Raises:
-        SystemExit: a setting is wrong, or names what the model has not.
     """
     config = lora_config(model, args.adapter)
     # checkpointing recomputes a block from its input, which must carry a gradient

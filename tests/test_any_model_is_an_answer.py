@@ -1,4 +1,4 @@
-"""`other` as base model: its own config.json decides, and nothing of a menu's model is there."""
+"""`other` as base model: its own config.json decides; nothing of the menu's models is there."""
 
 import json
 

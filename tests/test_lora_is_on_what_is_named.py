@@ -118,7 +118,7 @@ def with_settings(model_type: str, targets: list[list[str]], settings: dict) -> 
 MISSING = {
     "modules_to_save": ["embed_token"],
     "target_parameters": ["q_porj.weight"],
-    "exclude_modules": ["layers.99.mlp"],
+    "alpha_pattern": {"layers.99.mlp": 8},
     "rank_pattern": {"q_porj": 8},
 }
 

@@ -36,6 +36,11 @@ BASES = {
         "be installed. (every model has eager)",
     ),
     "no causal model": ({"model_type": "t5"}, [], "Unrecognized configuration class"),
+    "no logits_to_keep": (
+        {"model_type": "xlstm"},
+        ["--attn_implementation=eager"],
+        "xLSTMForCausalLM takes no logits_to_keep",
+    ),
     "code of its own": (
         {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}},
         [],

@@ -1,4 +1,4 @@
-"""A chat template for a base model, which has none: its control tokens are found or learnt."""
+"""A base model's chat template, whose control tokens are found or learnt."""
 
 import re
 from itertools import chain
@@ -17,8 +17,13 @@ CONTROL_TOKEN = r"<\|[^\s|<>{}]+\|>|<(?:start|end)_of_\w+>"
 def set_chat_template(tokenizer: Tokenizer, name: str) -> None:
     """Give it "chatml" or the template in a file, and the control tokens that this names.
 
-    `tokenizer.new_tokens` is the ids of those that it had not.
+    `tokenizer.new_tokens` is the ids of those that it had not. Exits where it has no template.
     """
+    if not name and not tokenizer.chat_template:
+        what = f"The tokenizer of {tokenizer.name_or_path!r}"
+        raise SystemExit(f"{what} has no chat template; set chat_template: chatml.")
+    if not name:
+        return
     file = CHATML if name == "chatml" else Path(name).expanduser()
     try:
         tokenizer.chat_template = file.read_text(encoding="utf-8")

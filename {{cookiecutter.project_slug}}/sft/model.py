@@ -26,10 +26,7 @@ def load_tokenizer(path: str, revision: str = "main", chat_template: str = "") -
     """The tokenizer in `path`; exits where it has no chat template or no fast version."""
     tokenizer = load(AutoTokenizer, path, revision=revision)
     name = f"The tokenizer of {path!r}"
-    if chat_template:
-        set_chat_template(tokenizer, chat_template)
-    if not tokenizer.chat_template:
-        raise SystemExit(f"{name} has no chat template; set chat_template: chatml.")
+    set_chat_template(tokenizer, chat_template)
     if not tokenizer.is_fast:  # the mask needs to know where in the text a token is
         raise SystemExit(f"{name} has no tokenizer.json; add it, or choose another model.")
     if tokenizer.pad_token is None:

@@ -1,5 +1,6 @@
 """Checks before the weights are loaded: do settings, model and tokenizer suit each other?"""
 
+import inspect
 from contextlib import suppress
 from copy import copy
 
@@ -68,6 +69,9 @@ def check_model(args: ProjectArguments) -> int:
             f"{name} with attn_implementation {args.attn_implementation!r}: {one_line(error)} "
             "(every model has eager)"
         ) from None
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        why = "takes no logits_to_keep, which sft/trainer.py needs"
+        raise SystemExit(f"{name}: {type(model).__name__} {why}; choose another model.")
     embeddings = model.get_input_embeddings().num_embeddings
     try:
         with torch.device("meta"):

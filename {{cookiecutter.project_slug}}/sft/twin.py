@@ -21,25 +21,24 @@ from sft.source import is_local
 SAMPLE = ROOT / "data" / "sample.jsonl"
 CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
 TINY = {  # multiples of 64: quantized weights share a scale by blocks
-    "hidden_size": 64,
-    **dict.fromkeys(("intermediate_size", "mamba_d_ssm", "lru_width"), 128),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 64),
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2},
-    **dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 16),
-    **{"global_head_dim": 32, "q_lora_rank": 64, "kv_lora_rank": 64, "linear_num_value_heads": 4},
-    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
-    # of state spaces: heads * width is hidden_size * expand
-    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
-    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 32),
-    **dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups"), 2),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts"), 2),
-    **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1},
-    **dict.fromkeys(("attn_layer_period", "expert_layer_period"), 2),
-    **dict.fromkeys(("attn_layer_offset", "expert_layer_offset"), 1),
-    **{"hidden_size_per_layer_input": 64, "num_kv_shared_layers": 0},
-    **{"depth": 2, "num_heads": 8, "out_hidden_size": 64},  # of towers for images
+    64: """hidden_size moe_intermediate_size shared_expert_intermediate_size q_lora_rank
+        kv_lora_rank hidden_size_per_layer_input out_hidden_size""",
+    128: "intermediate_size mamba_d_ssm lru_width",
+    16: """head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim linear_key_head_dim
+        linear_value_head_dim""",
+    # bitsandbytes on the CPU takes multiples of 32; heads of a state space are one by one in them
+    32: """global_head_dim linear_num_value_heads mamba_n_heads mamba_num_heads n_mamba_heads""",
+    8: "num_heads",  # of towers for images, and of Mamba 2: heads * width is hidden_size * expand
+    4: """num_attention_heads mamba_d_head mamba_head_dim mamba_headdim num_experts
+        num_local_experts n_routed_experts moe_num_experts""",
+    2: """num_key_value_heads linear_num_key_heads n_groups mamba_n_groups mamba_ngroups
+        num_experts_per_tok num_experts_per_token moe_k top_k_experts attn_layer_period
+        expert_layer_period depth""",
+    1: """n_group topk_group first_k_dense_replace num_dense_layers attn_layer_offset
+        expert_layer_offset""",
+    0: "num_kv_shared_layers",
 }
+TINY = {name: size for size, names in TINY.items() for name in names.split()}
 PLAIN = (str, bool, type(None))
 LARGEST = 50_000_000  # parameters of a twin
 FEW = """
