@@ -30,7 +30,7 @@ FOREIGN = {
     "base_model": {name: re.escape(name) for name in MENUS["base_model"]},
     "dataset_format": {
         "prompt_response": r"prompt_template|response_column|one exchange",
-        "messages": r"messages_column|ShareGPT|keep_start|\bturns:|\bweight\W+0|last. alone",
+        "messages": r"messages_column|ShareGPT|keep_start|\bturns:|\"weight\": 0|last. alone",
         "text": r"text_column|plain text|\bpieces of",
     },
     "quantization": {

@@ -123,6 +123,13 @@ def test_rows_to_evaluate_on_may_be_a_source_of_their_own(project, files, option
     assert all(text.startswith("eval ") for text, _ in found["evaluation"])
 
 
+def test_rows_to_evaluate_on_are_mixed_alike(project, files):
+    sources = [{"path": str(files / f"{name}.jsonl"), "weight": 1} for name in ("eval", "b")]
+    options = [f"--dataset={files / 'a.jsonl'}", f"--eval_dataset={json.dumps(sources)}"]
+    found = in_project(project, load, options)
+    assert shares(found["evaluation"]) == {"eval.jsonl": 7, "b.jsonl": 7}
+
+
 def trained(options: list[str]) -> list[dict]:
     import evaluate
 

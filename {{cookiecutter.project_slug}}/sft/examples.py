@@ -103,7 +103,7 @@ def _encode_batch(
         except ValueError as error:
             conversations.append(error)
     how = {"control_tokens": args.control_tokens, **mask_options(args)}
-    encode = getattr(sft.format, "encode_batch", encode_batch)  # a format may have its own
+    encode = getattr(sft.format, "encode_batch", encode_batch)  # of a format, or ours
     examples, of_rows = [], encode(conversations, tokenizer, args.max_length, **how)
     sources = batch.get(SOURCE, [""] * len(positions))
     these = zip(positions, sources, conversations, of_rows, strict=True)

@@ -19,10 +19,10 @@ KEYS = ("path", "weight", "dataset_config", *SPLITS.values())
 def load_mixture(
     dataset: str | list, specs: dict[str, str], columns: list[str], args: ProjectArguments
 ) -> dict[str, Dataset]:
-    """What `load_source` returns of one source; of several, such as `[{path: ..., weight: 0.7},
-    {path: ..., weight: 0.3}]`, their training rows mixed, and all of their evaluation rows.
+    """What `load_source` returns of one source; of several, the rows of each split mixed.
 
-    Evaluation rows are there where each of them has some. Exits at a wrong key or weight, too.
+    They are given as `[{path: ..., weight: 0.7}, {path: ..., weight: 0.3}]`. There are evaluation
+    rows where each source has some. Exits at a wrong key or weight, too.
     """
     if not isinstance(dataset, list) or not any(isinstance(one, dict) for one in dataset):
         return _deduped(load_source(dataset, args.dataset_config, specs, columns), args)
@@ -33,13 +33,13 @@ def load_mixture(
         if not isinstance(source.get("path"), str):
             raise SystemExit(f"dataset: {source} names no path, a file or a Hub id.")
         own = {split: source.get(SPLITS[split], spec) for split, spec in specs.items()}
-        loaded.append(load_source(source["path"], source.get("dataset_config", ""), own, columns))
+        config = source.get("dataset_config", args.dataset_config)
+        loaded.append(load_source(source["path"], config, own, columns))
     mixed = {}
     for split in specs:
         if all(split in rows for rows in loaded):
             parts = [_alike(rows[split], columns) for rows in loaded]
-            if split == "train":
-                parts = choose(parts, [source.get("weight") for source in sources])
+            parts = choose(parts, [source.get("weight") for source in sources])
             names = np.repeat([source["path"] for source in sources], [*map(len, parts)])
             mixed[split] = concatenate_datasets(parts).add_column(SOURCE, names.tolist())
     return _deduped(mixed, args)

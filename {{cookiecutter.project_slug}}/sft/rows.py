@@ -19,6 +19,6 @@ def load_rows(args: ProjectArguments) -> dict[str, Dataset]:
     rows = load_mixture(args.dataset, train, named, args)
     if found := load_mixture(args.eval_dataset, evaluation, named, args):
         return rows | found
-    # it has no validation split: all of it is
+    # it has no validation split: all rows
     evaluation = {"evaluation": args.eval_split.replace("validation", "train")}
     return rows | load_mixture(args.eval_dataset, evaluation, named, args)

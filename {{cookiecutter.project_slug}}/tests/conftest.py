@@ -20,6 +20,7 @@ def args():
     args = project_arguments([])
     if not is_local(args.dataset):
         args.dataset, args.train_split, args.eval_split = str(SAMPLE), "train", "validation"
+    args.eval_dataset = ""  # what is trained on is looked at
     args.max_length *= 8  # the twin's tokens are shorter
     return args
 
