@@ -11,7 +11,9 @@ from sft.chat_template import make_room
 from sft.config import ProjectArguments
 from sft.further import start_from
 from sft.model import load_model, load_whole
-from sft.targets import lora_config
+from sft.targets import check_adapter, lora_config
+
+__all__ = ["add_adapter", "check_adapter", "load_trained"]
 
 # peft asks by the old name, at every load
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
@@ -24,7 +26,7 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PeftModel:
     (r, in) and B of shape (out, r); B starts as zeros. Only A and B have gradients and optimizer
     state. peft's `prepare_model_for_kbit_training` is not called: embeddings in float32 cost much.
     """
-    config = lora_config(model, args.adapter)
+    config = lora_config(model, args)
     # checkpointing recomputes a block from its input, which must carry a gradient
     model.enable_input_require_grads()
     model = get_peft_model(model, config)  # freezes the base; A and B are float32

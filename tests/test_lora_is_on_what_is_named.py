@@ -74,6 +74,8 @@ def test_what_no_block_has_is_refused_with_what_it_has(project):
 
 def paths(model_type: str, targets: list[list[str]], **settings) -> list:
     """What LoRA would be on, or the sentence that refuses it."""
+    from types import SimpleNamespace
+
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -84,7 +86,9 @@ def paths(model_type: str, targets: list[list[str]], **settings) -> list:
     found = []
     for words in targets:
         try:
-            config = lora_config(model, {"target_modules": words, **settings})
+            config = lora_config(
+                model, SimpleNamespace(adapter={"target_modules": words, **settings})
+            )
             found.append(sorted([*config.target_modules, *config.target_parameters]))
         except SystemExit as refused:
             found.append(str(refused))

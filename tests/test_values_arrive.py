@@ -159,7 +159,7 @@ EDITS = {
     "a slip in the library's": ("learning_rate: ", "learning_rat: ", "is 'learning_rate'"),
     "a key that is gone": ("max_length: ", "# ", "config.yaml has no key 'max_length'"),
     "no YAML": ("seed: 42", "seed: [", "is not valid YAML in UTF-8: expected"),
-    "text for a number": ("r: 16", "r: many", "r must be a whole number from 1"),
+    "text for a number": ("r: 16", "r: many", "r must be a whole number, not"),
     "a key of nobody": (
         "r: 16",
         "rank: 64",

@@ -13,14 +13,17 @@ from sft.config import ProjectArguments, refuse_unknown
 from sft.model import load_whole
 
 
+def check_adapter(args: ProjectArguments) -> None:
+    """Refuse what config.yaml has besides our keys and the Trainer's: there is no adapter."""
+    refuse_unknown(args.adapter, known=())
+
+
 def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PreTrainedModel:
     """The model itself, with every parameter set to be trained.
 
     Raises:
-        SystemExit: the weights are in float16, whose gradients vanish, or config.yaml has keys
-            besides ours and the Trainer's.
+        SystemExit: the weights are in float16, whose gradients vanish.
     """
-    refuse_unknown(args.adapter, known=())
     if model.dtype == torch.float16:
         raise SystemExit("Weights in float16 cannot be trained; set dtype: float32 in config.yaml.")
     return model.requires_grad_(True)

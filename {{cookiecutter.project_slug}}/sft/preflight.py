@@ -16,7 +16,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sft import collator
-from sft.adapter import add_adapter
+from sft.adapter import add_adapter, check_adapter
 from sft.config import ProjectArguments, one_line
 from sft.model import load, supported_dtype
 from sft.trainer import METRICS
@@ -47,6 +47,7 @@ def check_settings(args: TrainingArguments) -> None:
 
 def check_model(args: ProjectArguments) -> int:
     """Exit where the model does not suit config.yaml; returns how many tokens have embeddings."""
+    check_adapter(args)
     name = f"base_model_path {args.base_model_path!r}"
     with suppress(OSError):  # no such path: loading config.json says so
         if find_adapter_config_file(args.base_model_path, revision=args.revision):
