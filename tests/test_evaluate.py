@@ -185,6 +185,18 @@ def test_runs_share_what_the_base_says(lora):
     assert found["models"]["base"] == whole["models"]["base"]
 
 
+def train_with_a_split() -> None:
+    import train
+
+    train.main([*RUN, *HERE, "--eval_split=train[24:30]", "--max_steps=1", "--output_dir=split"])
+
+
+def test_it_asks_what_the_command_line_of_the_run_held_out(lora):
+    in_project(lora, train_with_a_split)
+    found = in_project(lora, evaluate, "--models=final", "--output_dir=split")
+    assert found["rows"].startswith("6 rows")
+
+
 MORE = [
     {"dialogue": "甲：火车几点开？\n乙：九点。", "summary": "火车九点开。"},
     {"dialogue": "甲：今天下雨吗？\n乙：不下。", "summary": "今天不下雨。"},

@@ -28,7 +28,10 @@ dataloader_p dataset_num_proc ddp_ debug disable_tqdm do_ enable_jit gradient_ch
 include_num local_rank log max_skipped output_dir project push_to_hub report_to resume_from
 run_name save_ skip_memory torch_empty_cache track use_cache
 """.split()
-EVALUATION = "answers eval_ per_device_eval batch_eval include_for prediction_loss".split()
+EVALUATION = """
+answers batch_eval eval_accumulation eval_delay eval_do eval_on eval_steps eval_strategy eval_use
+include_for per_device_eval prediction_loss
+""".split()  # not eval_split: evaluate.py has to know what was held out
 
 
 def describe_run(
