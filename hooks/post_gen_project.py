@@ -72,7 +72,7 @@ def memory_table(step):
     return "\n".join([
         *lines,
         "",
-        "Bold is the smallest card (GB) that fits; in brackets one that would be tight.",
+        "Bold: the smallest card (GB) that fits; in brackets: tight.",
         "",
         step.summary(),
         "",
