@@ -194,7 +194,7 @@ def test_a_run_says_what_it_is_and_keeps_no_token(sweep):
     project, folders = sweep
     run = json.loads((project / folders[0] / "run.json").read_text(encoding="utf-8"))
     settings, hashes, versions = run["settings"], run["hashes"], run["versions"]
-    assert settings["learning_rate"] == 1e-4 and settings["r"] == 64
+    assert settings["learning_rate"] == 1e-4 and settings["r"] == 16
     assert {"seed", "logging_steps", "dataset", "world_size", "save_steps"} <= settings.keys()
     wanted = {"train.py", "sft/format.py", "the train rows", "the evaluation rows"}
     wanted |= {"the chat template", "the base model's model.safetensors"}

@@ -630,7 +630,7 @@ def test_a_merged_folder_is_whole_or_not_there(project):
 
 WRONG = {
     "a misspelt LoRA target": (["--target_modules", "q_proj", "gate_porj"], "gate_porj is in no"),
-    "a target beside the blocks": (["--target_modules", "lm_head"], "lm_head is in no"),
+    "a target that is not linear": (["--target_modules", "embed_tokens"], "embed_tokens is in no"),
     "a rank of nothing": (["--r=0"], "r must be a whole number from 1"),
     "a key that does not exist": (["--learning_rat=1"], "nearest is 'learning_rate'"),
     "a word for a number": (["--max_length=long"], "max_length must be a whole number, not 'long'"),

@@ -114,6 +114,7 @@ def evaluate(argv: list[str]) -> Path:
     metrics = summarize(questions, found, base)
     show_metrics(metrics, base, title)
     path = output_dir / "evaluation.json"
+    path.parent.mkdir(parents=True, exist_ok=True)  # there may be no run, only a base
     summary = {"rows": title, "differences_to": base, "models": metrics}
     path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     write_answers(questions, found, output_dir / "evaluation")
