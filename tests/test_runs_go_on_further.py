@@ -1,6 +1,7 @@
 """A finished run goes on for more steps, and a new run starts from an adapter."""
 
 import json
+import shutil
 
 import pytest
 from test_runs_can_be_trusted import SMALL, make_twin, what_is_said
@@ -73,3 +74,11 @@ def test_a_finished_run_goes_on_for_more_steps(project):
     assert "is of another run: r was 8" in in_project(project, what_is_said, [*longer, "--r=4"])
     shorter = in_project(project, what_is_said, [*longer, "--max_steps=14"])
     assert "max_steps was 16, and now it is 14" in shorter
+
+
+def test_a_result_that_does_not_say_which_run_it_is_of_is_refused(project):
+    shutil.copytree(project / "first", project / "nameless")
+    manifest = project / "nameless/final/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"run": None}))
+    words = [*SMALL, *LORA, "--output_dir=nameless", "--max_steps=20"]
+    assert "nameless/final is of another run" in in_project(project, what_is_said, words)

@@ -48,9 +48,8 @@ def encode_batch(
     A text of more than `max_length` tokens is cut into pieces of about the same length. The last
     one ends with the end-of-text token; each begins as the tokenizer begins a text.
     """
-    from sft.mask.conversation import (
-        Settings,
-    )  # here: sft/config.py imports this file, but no torch
+    # here, for sft/config.py imports this file and may import no torch
+    from sft.mask.conversation import Settings
 
     settings, found = Settings(tokenizer, control_tokens), []
     begin = [one for one in tokenizer("a")["input_ids"][:1] if one == tokenizer.bos_token_id]

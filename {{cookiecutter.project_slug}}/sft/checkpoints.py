@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from reprlib import repr as short
 
+from accelerate import PartialState
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments
@@ -98,6 +99,7 @@ def checkpoint_to_resume(
         if not checkpoints(output_dir):
             raise SystemExit(f"{final} has no checkpoint beside it to go on from.")
         before = output_dir / f"final-{_step(checkpoints(output_dir)[-1])}"
+        PartialState().wait_for_everyone()  # all have looked at it
         if training_args.process_index == 0:
             final.rename(before)
         say(f"A longer run than in {final}, which is {before} from now on.")
@@ -173,7 +175,7 @@ def _refuse_another_run(folder: Path, run: dict, accept_changed_code: bool) -> b
     """Exit at another run than that; returns whether this is the same, but longer."""
     was = read_manifest(folder).get("run") or {}
     keys = sorted(key for key in was.keys() | run if was.get(key) != run.get(key))
-    longer = [key for key in keys if key in LENGTHS and run[key] > was[key] > 0]
+    longer = [key for key in keys if key in LENGTHS and run[key] > was.get(key, 0) > 0]
     keys = [key for key in keys if key not in longer]
     if accept_changed_code:
         keys = [key for key in keys if not key.endswith(".py")]

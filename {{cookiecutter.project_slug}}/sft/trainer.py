@@ -29,7 +29,7 @@ class Trainer(transformers.Trainer):
         if not args.label_smoothing_factor:  # which needs all logits
             data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
         super().__init__(args=args, data_collator=data_collator, **kwargs)
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = True  # models with towers deny it
         self.stopping = Stopping()
         self.add_callback(self.stopping)
 
