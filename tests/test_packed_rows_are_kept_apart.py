@@ -59,3 +59,13 @@ def test_what_mixes_rows_is_refused_before_the_rows_are_read(project, model_type
     assert f"this architecture, {model_type}, cannot be trained without padding" in said
     why = "can't keep packed" if "qwen" in model_type else "logits change with the one before it"
     assert why in said and "collator seq2seq" in said and len(said.splitlines()) == 1
+
+
+def look() -> str:
+    import preview
+
+    return preview.main(["--smoke"]).read_text(encoding="utf-8")
+
+
+def test_rows_that_are_packed_can_be_looked_at_before(project):
+    assert "Examples" in in_project(project, look)

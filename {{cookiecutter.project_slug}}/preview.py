@@ -10,7 +10,6 @@ No model is loaded. The examples are cached: training takes them from there.
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def main(argv: list[str]) -> Path:
     args, training_args = load_config(overrides)
     if options.clean:
         clean_cache()
-    check_model(replace(args, attn_implementation="eager"))  # the GPU's may be missing here
+    check_model(args, attn_implementation="eager")  # the GPU's may be missing here
     rows = load_rows(args)["train"]
     tokenizer = load_tokenizer(args.base_model_path, args.revision, args.chat_template)
     encoded = encode_rows(rows, tokenizer, args)

@@ -45,8 +45,11 @@ def check_settings(args: TrainingArguments) -> None:
         raise SystemExit(f"config.yaml or the command line: {what}{one_line(error)}") from None
 
 
-def check_model(args: ProjectArguments) -> int:
-    """Exit where the model does not suit config.yaml; returns how many tokens have embeddings."""
+def check_model(args: ProjectArguments, attn_implementation: str = "") -> int:
+    """Exit where the model does not suit config.yaml; returns how many tokens have embeddings.
+
+    `attn_implementation` is tried instead of config.yaml's, which this machine may lack.
+    """
     check_adapter(args)
     name = f"base_model_path {args.base_model_path!r}"
     with suppress(OSError):  # no such path: loading config.json says so
@@ -61,14 +64,14 @@ def check_model(args: ProjectArguments) -> int:
     if positions and args.max_length > positions:
         fix = "lower it, or raise max_position_embeddings in its config.json."
         raise SystemExit(f"{name} knows {positions:,} positions, and max_length is above: {fix}")
-    how = {"dtype": supported_dtype(args.dtype), "attn_implementation": args.attn_implementation}
+    way = attn_implementation or args.attn_implementation
+    how = {"dtype": supported_dtype(args.dtype), "attn_implementation": way}
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **how)
     except (ValueError, ImportError) as error:
         raise SystemExit(
-            f"{name} with attn_implementation {args.attn_implementation!r}: {one_line(error)} "
-            "(every model has eager)"
+            f"{name} with attn_implementation {way!r}: {one_line(error)} (every model has eager)"
         ) from None
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         why = "takes no logits_to_keep, which sft/trainer.py needs"
