@@ -112,7 +112,8 @@ def main() -> int:
 def changed(answers: dict, prompt: str, answer: str) -> dict:
     """With another answer, and what it needs of the others."""
     other = {**answers, prompt: answer}
-    return other if is_valid(other) else {**other, "quantization": "none"}
+    needs = ({}, {"quantization": "none"}, {"collator": "language_modeling"})
+    return next(other | need for need in needs if is_valid(other | need))
 
 
 def candidates() -> list[dict]:
