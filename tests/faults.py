@@ -27,9 +27,9 @@ DRAWING = ("rich", "matplotlib")  # how a table or a plot looks is no behaviour,
 NEIGHBOURS = {"nf4": "fp4", "right": "left", "no": "steps", "auto": "float32"}
 # faults that somebody once planted by hand; each must go through nowhere
 PLANTED = {
-    "lora_alpha is ignored": (r"(\*\*args\.adapter, )(\"tar)", r'\1"lora_alpha": 8, \2'),
-    "lora_dropout is ignored": (r"(\*\*args\.adapter, )(\"tar)", r'\1"lora_dropout": 0.0, \2'),
-    "r is ignored": (r"(\*\*args\.adapter, )(\"tar)", r'\1"r": 8, \2'),
+    "lora_alpha is ignored": (r"\*\*settings\)", '**settings | {"lora_alpha": 8})'),
+    "lora_dropout is ignored": (r"\*\*settings\)", '**settings | {"lora_dropout": 0.0})'),
+    "r is ignored": (r"\*\*settings\)", '**settings | {"r": 8})'),
     "fp4 for nf4": (r'bnb_4bit_quant_type="nf4"', 'bnb_4bit_quant_type="fp4"'),
     "no double quantization": (r"use_double_quant=True", "use_double_quant=False"),
     "arithmetic in another dtype": (r"compute_dtype=dtype", "compute_dtype=torch.float16"),
