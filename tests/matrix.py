@@ -5,11 +5,14 @@
     .venv/bin/python tests/matrix.py --only quantization=nf4 base_model=google/gemma-3-1b-it
 
 A combination that fails is named with the command that runs it alone. Each runs in a process of its
-own, forked from one that has imported torch and its like: nothing leaks into the next.
+own, forked from one that has imported torch and its like: nothing leaks into the next. All are
+generated and looked at; models of one family whose tiny twins are equal, as Qwen3 of 8, 14 and 32
+billion parameters, would train the same program on the same model, and one of them does.
 """
 
 import argparse
 import gc
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -58,13 +61,16 @@ def main() -> int:
     chosen = pairwise(combinations()) if options.pairwise else combinations()
     chosen = [one for one in chosen if wanted.items() <= one.items()]
     print(f"{len(combinations())} combinations are offered, {len(chosen)} are run.", flush=True)
-    failed = run_all(chosen, options.template, options.stop)
+    failed, same = run_all(chosen, options.template, options.stop)
     for answers, reason in failed:
         print(
             f"\n{'=' * 99}\nFAILED: {', '.join(answers.values())}\n{reason}\n"
             f"Alone: {command(answers)}"
         )
-    print(f"\n{len(chosen) - len(failed)} of {len(chosen)} combinations trained.")
+    print(
+        f"\n{len(chosen) - len(failed)} of {len(chosen)} combinations are right; {same} of them are"
+        " another's program and twin, which was trained there."
+    )
     return bool(failed) or not chosen
 
 
@@ -86,10 +92,13 @@ def pairwise(every: list[dict]) -> list[dict]:
     return chosen
 
 
-def run_all(chosen: list[dict], template: Path, stop: bool) -> list[tuple[dict, str]]:
-    """Run them side by side, with a line of progress; returns what failed, and why."""
+def run_all(chosen: list[dict], template: Path, stop: bool) -> tuple[list[tuple[dict, str]], int]:
+    """Run them side by side, with a line of progress; returns what failed, and why.
+
+    The second value counts those that another one had trained.
+    """
     warm_up(chosen, template)
-    waiting, running, failed, done = list(reversed(chosen)), {}, [], 0
+    waiting, running, failed, done, same = list(reversed(chosen)), {}, [], 0, 0
     began, terminal = time.monotonic(), sys.stdout.isatty()
     with tempfile.TemporaryDirectory() as folder:
         while running or (waiting and not (stop and failed)):
@@ -99,12 +108,12 @@ def run_all(chosen: list[dict], template: Path, stop: bool) -> list[tuple[dict, 
             for receiver in connection.wait(running):
                 answers, child, home = running.pop(receiver)
                 try:
-                    reason = receiver.recv()
+                    reason, is_same = receiver.recv()
                 except EOFError:
-                    reason = "The process died."
+                    reason, is_same = "The process died.", False
                 child.join()
                 shutil.rmtree(home, ignore_errors=True)
-                done += 1
+                done, same = done + 1, same + is_same
                 if reason:
                     failed.append((answers, reason))
                 if terminal or done % 50 == 0 or done == len(chosen):
@@ -113,7 +122,7 @@ def run_all(chosen: list[dict], template: Path, stop: bool) -> list[tuple[dict, 
                         f"{done} of {len(chosen)}, {len(failed)} failed, {left / 60:.1f} min left"
                     )
                     print(line, end="\r" if terminal else "\n", flush=True)
-    return failed
+    return failed, same
 
 
 def warm_up(chosen: list[dict], template: Path) -> None:
@@ -163,18 +172,20 @@ def report_to(sender, answers: dict, home: Path, template: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1), os.dup2(file, 2)
     try:
-        run_one(answers, home, template)
-        sender.send("")
+        sender.send(("", not run_one(answers, home, template)))
     except BaseException:
         tail = log.read_text(errors="replace")[-2000:]
-        sender.send(f"{traceback.format_exc()}--- the end of its output\n{tail}")
+        sender.send((f"{traceback.format_exc()}--- the end of its output\n{tail}", False))
 
 
 # --- one combination, in its own process ---------------------------------------------------------
 
 
-def run_one(answers: dict, home: Path, template: Path) -> None:
-    """Generate it, look at its files, train it, and look at what was trained."""
+def run_one(answers: dict, home: Path, template: Path) -> bool:
+    """Generate it, look at its files, train it, and look at what was trained.
+
+    Returns whether it was trained: not where another combination trains the same.
+    """
     import torch
     import yaml
 
@@ -190,11 +201,40 @@ def run_one(answers: dict, home: Path, template: Path) -> None:
     os.environ["HF_DATASETS_CACHE"] = str(home / "cache")
     os.chdir(project)
     sys.path.insert(0, str(project))
-    train_and_look(answers, home.parent)
+    is_first = note_once(home.parent / f"trained-{identity(answers, project)}")
+    if is_first:
+        train_and_look(answers, home.parent)
     times.append(time.monotonic())
     if os.environ.get("MATRIX_TIMES"):
         with open(os.environ["MATRIX_TIMES"], "a") as file:
             file.write(" ".join(f"{b - a:.2f}" for a, b in itertools.pairwise(times)) + "\n")
+    return is_first
+
+
+def identity(answers: dict, project: Path) -> str:
+    """A digest of what the smoke run depends on: the code, the settings and the twin's config."""
+    import yaml
+
+    from sft.memory import read_config
+    from sft.twin import shrink
+
+    settings = yaml.safe_load((project / "config.yaml").read_text(encoding="utf-8"))
+    names = ("base_model_path", "report_to")  # the second only names a tracker
+    settings = {key: value for key, value in settings.items() if key not in names}
+    twin = shrink(read_config({"base_model_path": "base_model"}), {})
+    structure = [answers[prompt] for prompt in answers if prompt not in ("base_model", "tracking")]
+    parts = [structure, settings, twin | {"_name_or_path": ""}]
+    parts += [path.read_text(encoding="utf-8") for path in sorted(project.rglob("*.py"))]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def note_once(note: Path) -> bool:
+    """Whether no other process has made that file before."""
+    try:
+        note.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def bake(answers: dict, home: Path, template: Path) -> Path:
