@@ -531,7 +531,7 @@ def test_the_evaluation_loss_does_not_depend_on_the_batch_size(project):
     assert seen[0] == pytest.approx(seen[1], rel=1e-6)
 
 
-def test_two_processes_learn_what_one_learns(project):
+def test_two_processes_learn_what_one_learns_resumed_or_not(project):
     one = in_project(project, run, [*SMALL, "--per_device_train_batch_size=4", "--output_dir=one"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc_per_node=2", "train.py", *SMALL, "--output_dir=two"]
@@ -546,6 +546,13 @@ def test_two_processes_learn_what_one_learns(project):
     assert losses == pytest.approx(one["losses"], rel=1e-4)
     summary = json.loads((project / "two/summary.json").read_text())
     assert summary["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-3)
+
+    shutil.rmtree(project / "two/final")
+    shutil.rmtree(project / "two/checkpoint-12")  # it stopped amid the third epoch
+    again = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert "Going on from two/checkpoint-9" in again.stderr, again.stderr[-3000:]
+    log = json.loads(checkpoint.read_text())["log_history"]
+    assert [entry["loss"] for entry in log if "loss" in entry] == losses
 
 
 PUBLISHED = {  # a base's files as transformers 4 wrote them

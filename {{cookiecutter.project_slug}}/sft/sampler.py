@@ -1,7 +1,7 @@
-"""Batches of similar lengths: what is short is not padded to what is long."""
+"""The order of the rows: in batches of similar lengths, and the same in a run that is resumed."""
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from sft.row_report import column
@@ -20,3 +20,18 @@ def similar_lengths(trainer: Trainer) -> LengthGroupedSampler:
     seed = args.seed if args.data_seed is None else args.data_seed
     sampler.set_epoch = lambda epoch: generator.manual_seed(seed + epoch)
     return sampler
+
+
+class SameOrder(TrainerCallback):
+    """Tell the sampler its epoch. With several processes nothing does so when a run is resumed.
+
+    The first steps of that epoch are then skipped by a wrapper that `set_epoch` of accelerate's
+    `DataLoaderShard` does not look through, and the order would be the first epoch's.
+    """
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
+        sampler = train_dataloader.batch_sampler
+        while sampler is not None:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(int(state.epoch or 0))
+            sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)

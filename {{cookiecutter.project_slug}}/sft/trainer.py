@@ -10,7 +10,7 @@ from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.checkpoints import delete_older, seal
-from sft.sampler import similar_lengths
+from sft.sampler import SameOrder, similar_lengths
 from sft.stopping import Stopping
 
 METRICS = ["loss", "score"]  # that an evaluation gives; add yours
@@ -32,6 +32,7 @@ class Trainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = True  # models with towers deny it
         self.stopping = Stopping()
         self.add_callback(self.stopping)
+        self.add_callback(SameOrder())
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         """The order of the rows: by `train_sampling_strategy`, or the collator's own."""
