@@ -7,7 +7,7 @@ MODEL := $(VENV)/SmolLM2-135M-Instruct
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo quick test crash lint lowest mutants memory reading clean
+.PHONY: demo quick test cluster crash lint lowest mutants memory reading clean
 
 demo: $(MODEL)
 	@rm -rf demo && mkdir demo
@@ -40,6 +40,10 @@ crash: $(VENV)/installed
 # the smoke run with the lowest versions that a project asks for, in an environment of its own
 lowest: $(VENV)/installed
 	$(BIN)/pytest -m network -n 0 tests/test_projects_follow_the_template.py
+
+# launch/slurm.sh under a real SLURM on this machine: preempted, out of time, and yet the same loss
+cluster: $(VENV)/installed
+	$(BIN)/pytest -m cluster -n 0 tests/test_a_cluster_goes_on_by_itself.py
 
 # the memory of a training step, counted for every base model and structure; half an hour
 memory: $(VENV)/installed

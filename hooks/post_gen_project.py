@@ -25,6 +25,9 @@ UNTITLED = {  # files whose format has no room for a word on themselves
     "sft/answers.html.jinja": "the page of answers",
     "sft/preview.html.jinja": "the page of preview.py",
 }
+SKY = {  # SkyPilot's names of cards, and ours
+    "T4": "t4", "L4": "l4", "A10G": "a10g", "L40S": "l40s", "A100-80GB": "a100", "H100": "h100", "H200": "h200",
+}  # fmt: skip
 UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")
 
 
@@ -33,6 +36,7 @@ def title(name, text):
     if name.endswith(".py"):
         words = ast.get_docstring(ast.parse(text)) or ""
     else:
+        text = re.sub(r"^#!.*\n", "", text)
         words = UNTITLED.get(name) or (text[2:] if text.startswith("# ") else "")
     return re.split(r"[:,.?]\s|\n| that ", words + "\n")[0].rstrip(".")
 
@@ -116,6 +120,11 @@ lessons = Path("LESSONS.md")
 text = lessons.read_text(encoding="utf-8")
 text = text.replace("<!-- precision table -->\n", precision(step) if step else f"{none}\n")
 lessons.write_text(text.replace("<!-- low rank -->\n", low_rank()), encoding="utf-8")
+if step:
+    sky, now = Path("launch/sky.yaml"), step.memory()
+    cards = [name for name, card in SKY.items() if now.verdict(vram.NAMED[card]) == "fits"] or ["H200"]
+    text = sky.read_text(encoding="utf-8")
+    sky.write_text(text.replace("{H200: 1}", str(dict.fromkeys(cards, 1)).replace("'", "")), encoding="utf-8")
 readme = Path("README.md")
 text = readme.read_text(encoding="utf-8")
 text = text.replace("<!-- memory table -->\n", table)
