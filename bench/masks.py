@@ -58,11 +58,12 @@ CALLS = {
     "calls: no arguments": [ASKED, calls((*WEATHER[:2], {}))],
 }
 ODD = "trunc|empty|only_newline|.*_has_special|calls"
+PARITY = r"(single|system|multi(3_system)?|think_inline(_multi)?)$"
 TURNS = "think|trailing_user|two_assistants|assistant_first"
 RATES = {  # kinds of conversation
     "ordinary conversations": f"(?!{ODD}|{TURNS})",
     "also thoughts, and turns that do not alternate": f"(?!{ODD})",
-    "parity.py's: single, several turns, thoughts in the text": "single|system|multi|think_inline",
+    "one or several turns, thoughts in the text (parity)": PARITY,
     "tool calls, where the template knows tools": "calls",
     "too long, empty, or with forged control tokens": "trunc|empty|only_newline|.*_has_special",
 }

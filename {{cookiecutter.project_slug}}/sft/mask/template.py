@@ -30,7 +30,7 @@ MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
 CLOCK = getattr(signal, "ITIMER_REAL", 0)
 set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
 MARKER = re.compile("\u2060\\d+\u2060")  # as `marker` writes it
-# what else a template may be given: "... is defined", "not ..."
+# what a template asks for beside the messages, in "... is defined" or "not ..."
 KEY = re.compile(
     r"(?<!\.)\b(?:\w*think\w*|reasoning_effort)(?= is defined)|(?<=not )\w+_thinking\b"
 )
@@ -118,7 +118,7 @@ def render_row(row: Row, settings: Settings) -> None:
         missing = missing_part(messages[-1], full[at:])
         thought, is_open = thought_of(messages[-1])[0], OPENING.search(row.prompt)
         is_over = thought and prompt[at:].strip() and full[at:].lstrip().startswith(thought)
-        if not missing and is_over and row.is_asked and not is_open:
+        if not missing and is_over and row.is_asked and not is_open:  # the prompt closes it
             raise _refusal("place", messages[-1], len(messages), settings)
         if not missing:
             return
