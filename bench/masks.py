@@ -13,7 +13,6 @@ import datetime
 import json
 import re
 import sys
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -57,7 +56,8 @@ CALLS = {
     "calls: later": [ASKED, DONE, {"role": "user", "content": "Tomorrow?"}, calls(WEATHER)],
     "calls: no arguments": [ASKED, calls((*WEATHER[:2], {}))],
 }
-ODD = "trunc|empty|only_newline|.*_has_special|calls"
+REFUSED = "trunc|empty|only_newline|.*_has_special"
+ODD = f"{REFUSED}|calls"
 PARITY = r"(single|system|multi(3_system)?|think_inline(_multi)?)$"
 TURNS = "think|trailing_user|two_assistants|assistant_first"
 RATES = {  # kinds of conversation
@@ -65,7 +65,7 @@ RATES = {  # kinds of conversation
     "also thoughts, and turns that do not alternate": f"(?!{ODD})",
     "one or several turns, thoughts in the text (parity)": PARITY,
     "tool calls, where the template knows tools": "calls",
-    "too long, empty, or with forged control tokens": "trunc|empty|only_newline|.*_has_special",
+    "refused on purpose: too long, empty, forged control tokens": REFUSED,
 }
 
 
@@ -139,25 +139,31 @@ def judge_pair(job: tuple) -> list[tuple]:
 
 def page(found: list[tuple]) -> str:
     """Rates, faults, and what is not right."""
+    wrong = [one for one in found if re.match("wrong|off", one[2])]
+    pairs = len({one[0] for one in found})
     lines = [
         "# Masks",
         "",
-        f"Written by `bench/masks.py`: {len({one[0] for one in found})} published chat templates",
-        "and tokenizers. The judge, `bench/mask_judge.py`, shares no code with `sft/mask`. What",
-        "*can be written*: the template has a form in which it writes all messages and all of each",
-        "reply, at a prompt that asks for it.",
+        f"Of {len(found):,} conversations, on {pairs} published chat templates with their",
+        f"tokenizers, {len(wrong)} are silently wrong. What *can be written*: the judge finds a form",
+        "in which the template writes all messages and replies, where its prompt asks for it.",
+        "",
+        "```sh",
+        ".venv/bin/python bench/masks.py --corpus FOLDER",
+        "```",
         "",
         "| conversations | | right | of all | of what can be written | refused | silently wrong |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, kinds in {"all": "", **RATES}.items():
+    for name, kinds in RATES.items():
         some = [one for one in found if re.match(kinds, one[1])]
-        counts = Counter(one[2].partition(":")[0] for one in some)
-        right, refused, can = counts["right"], counts["refused"], sum(one[3] for one in some)
+        right = sum(one[2] == "right" for one in some)
+        refused = sum(one[2].startswith("refused") for one in some)
         can = sum(one[3] or one[2] == "right" for one in some)
-        wrong = len(some) - right - refused
         shares = f"{right / max(1, len(some)):.1%} | {right / max(1, can):.1%}"
-        lines.append(f"| {name} | {len(some)} | {right} | {shares} | {refused} | {wrong} |")
+        shares = " | " if kinds == REFUSED else shares
+        counts = f"{refused} | {len(some) - right - refused}"
+        lines.append(f"| {name} | {len(some)} | {right} | {shares} | {counts} |")
     lines += ["", "| planted fault | noticed | of |", "|---|---:|---:|"]
     for name in dict.fromkeys(name for one in found for name in one[4]):
         noticed = [one[4][name] for one in found if name in one[4]]
@@ -165,7 +171,7 @@ def page(found: list[tuple]) -> str:
     lines += ["", "| not right | conversation | can be written | template |", "|---|---|---|---|"]
     causes = {}
     for template, kind, verdict, can, _ in found:
-        if verdict != "right" and not re.match(RATES[[*RATES][-1]], kind):
+        if verdict != "right" and not re.match(REFUSED, kind):
             verdict = re.sub(r"\s+", " ", verdict).replace("|", "/")[:160]
             causes.setdefault((verdict, kind, "yes" if can else "no"), []).append(template)
     for cause, names in sorted(causes.items()):
