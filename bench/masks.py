@@ -139,13 +139,13 @@ def judge_pair(job: tuple) -> list[tuple]:
 
 def page(found: list[tuple]) -> str:
     """Rates, faults, and what is not right."""
-    wrong = [one for one in found if re.match("wrong|off", one[2])]
+    wrong = sum(not re.match("right|refused", one[2]) for one in found)
     pairs = len({one[0] for one in found})
     lines = [
         "# Masks",
         "",
         f"Of {len(found):,} conversations, on {pairs} published chat templates with their",
-        f"tokenizers, {len(wrong)} are silently wrong. What *can be written*: the judge finds a form",
+        f"tokenizers, {wrong} are silently wrong. What *can be written*: the judge finds a form",
         "in which the template writes all messages and replies, where its prompt asks for it.",
         "",
         "```sh",
