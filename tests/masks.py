@@ -9,7 +9,7 @@ def tokenizer_with(template: str, control: list[str], eos: str | None):
 
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": control})
-    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.add_tokens(["<think>", "</think>", "</tool_call>"])
     tokenizer.chat_template, tokenizer.eos_token = template, eos
     return tokenizer
 

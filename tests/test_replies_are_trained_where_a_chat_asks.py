@@ -110,9 +110,27 @@ def test_a_token_that_would_cross_the_border_is_none(project):
     assert in_project(project, with_options, CHATML, messages, {}) == [f"\nMe{END}"]
 
 
-def test_a_thought_that_the_prompt_closes_is_refused(project):
-    said = in_project(project, with_options, prompting(EMPTY, DROPS), THINKS, {})
-    assert "drops the thinking" in said
+THINKS_IF = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n<think>\n{{ '</think>\n\n' if not enable_thinking }}{% endif %}",
+)
+NO_PLACE = {
+    "the text drops it": (prompting(EMPTY, DROPS), "drops the thinking: message 2"),
+    "the text has it": (SUPPLIES, "asks for a reply without thinking: message 2"),
+    "a key opens it": (THINKS_IF, "chat_template_kwargs may help, with enable_thinking"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PLACE)
+def test_a_thought_that_the_prompt_closes_is_refused(project, name):
+    template, sentence = NO_PLACE[name]
+    assert sentence in in_project(project, with_options, template, THINKS, {})
+
+
+def test_a_thought_that_the_prompt_opens_by_a_key_is_trained_on(project):
+    how = {"chat_template_kwargs": {"enable_thinking": True}}
+    learnt = in_project(project, with_options, THINKS_IF, THINKS, how)
+    assert learnt == [f"Hm.\n</think>\n\nMe{END}"]
 
 
 TOOLS = [
@@ -159,8 +177,11 @@ def test_a_call_is_trained_on_like_text(project, name, content):
     assert "weather" in text and "Köln" in text and '\\"' not in text
 
 
-def test_several_rounds_of_calls_are_trained_on(project):
+@pytest.mark.parametrize("refusal", ["", "{{ raise_exception('text and calls') }}"])
+def test_several_rounds_of_calls_are_trained_on(project, refusal):
     template = HERMES.replace("WRITTEN", WRITTEN["arguments as a mapping"])
+    both = f"{{% if m.tool_calls and m.content %}}{refusal}{{% endif %}}"
+    template = template.replace("{% for m in messages %}", "{% for m in messages %}" + both)
     messages = [
         *chat("user: Rain?"), asking(None, {"city": "Rome"}), *chat("tool: yes"),
         asking("", {"text": "umbrella"}, "save"), *chat("tool: saved", "assistant: Noted."),
@@ -185,6 +206,21 @@ def test_calls_may_be_written_only_where_there_is_no_content(project):
     assert len(learnt) == 3, learnt
     first, second, last = learnt
     assert "Rome" in first and "Köln" in second and last == f"Rome.{END}"
+
+
+ENDS = {  # of calls
+    "nothing": ("<|im_end|>\n{% endfor", "{{ '<|im_end|>' if not m.tool_calls }}{% endfor", "</s>"),
+    "the next turn's header": ("if add_generation_prompt", "if true", END),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_calls_end_as_a_turn_does(project, name):
+    before, after, end = ENDS[name]
+    template = HERMES.replace("WRITTEN", "call.function | tojson").replace(before, after)
+    messages = [*chat("user: Rain?"), asking(None, {"city": "Rome"})]
+    (learnt,) = in_project(project, trained, template, CONTROL, "</s>", messages, {"tools": TOOLS})
+    assert learnt.startswith("<tool_call>") and learnt.endswith(f"}}</tool_call>{end}")
 
 
 NO_CALLS = {

@@ -10,6 +10,7 @@ ADVICE = {
     "control token in the text": "set control_tokens to escape",
     "the chat template drops a message": "take that role out of the rows",
     "the chat template drops the thinking": "ask for it by chat_template_kwargs, or take it out",
+    "the chat template asks for a reply without thinking": "change chat_template_kwargs",
     "the chat template does not write the tool calls": "take a model that calls tools",
     "the chat template does not write the tools": "take a model that calls tools",
 }

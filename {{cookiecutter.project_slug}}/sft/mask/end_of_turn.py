@@ -19,6 +19,9 @@ def find_end(row: Row, settings: Settings) -> None:
     tokens = settings.control.finditer(text, row.start if calls else row.answer[1])
     headers = (at.start() for at in tokens if row.safe_prompt.endswith(text[at.start() :]))
     header = next(headers, len(text))
+    run = settings.control_run.match(text, header)
+    if run and run.end(1) < run.end():  # of several tokens the first ends the turn before it
+        header = run.end(1)
     row.end = (_end_of_calls if calls else _end_of_words)(row, header, settings)
     row.is_ended = row.end > row.answer[1]
 
@@ -66,7 +69,8 @@ def _end_of_calls(row: Row, header: int, settings: Settings) -> int:
         shared = header
     for end in (shared, header):
         own = text[:end].rstrip()
-        if len(own) > row.start and settings.control_at_end.search(own):
+        tokens = [token.end() for token in settings.special.finditer(own, row.start)]
+        if tokens[-1:] == [len(own)]:  # not </tool_call>, which only closes the call
             return len(own)
     return row.answer[1]
 

@@ -109,9 +109,10 @@ def build_text(row: Row, settings: Settings) -> None:
         safe_text = row.safe_prompt + row.inserted + row.safe_full[row.start :]
         row.forged = _forged(row, safe_text, settings)
     if len(row.trained) > 1:
-        roles = [row.messages[at - 1]["role"] for at in row.trained]
+        roles = {row.messages[at - 1]["role"] for at in row.trained}
+        calls = any(row.messages[at].get("tool_calls") for at in row.trained)
         is_one = row.text == row.full and row.trained[0] > 0 and "assistant" not in roles
-        earlier = _earlier(row, settings) if is_one else []
+        earlier = _earlier(row, settings) if is_one and not calls else []
         if len(earlier) < len(row.trained) - 1:
             row.unroll()
         row.replies = [*earlier, *row.replies]

@@ -30,9 +30,14 @@ MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
 CLOCK = getattr(signal, "ITIMER_REAL", 0)
 set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
 MARKER = re.compile("\u2060\\d+\u2060")  # as `marker` writes it
+# what a template asks for beside the messages, in "... is defined" or "not ..."
+KEY = re.compile(
+    r"(?<!\.)\b(?:\w*think\w*|reasoning_effort)(?= is defined)|(?<=not )\w+_thinking\b"
+)
 REASONS = {
     "answer": "the chat template rewrites the reply",
     "thought": "the chat template drops the thinking",
+    "place": "the chat template asks for a reply without thinking",
     "calls": "the chat template does not write the tool calls",
 }
 
@@ -111,9 +116,13 @@ def render_row(row: Row, settings: Settings) -> None:
         at = diverges_at(prompt, full)
         row.messages, row.prompt, row.full = messages, prompt if row.is_asked else full[:at], full
         missing = missing_part(messages[-1], full[at:])
+        thought, is_open = thought_of(messages[-1])[0], OPENING.search(row.prompt)
+        is_over = thought and prompt[at:].strip() and full[at:].lstrip().startswith(thought)
+        if not missing and is_over and row.is_asked and not is_open:  # the prompt closes it
+            raise _refusal("place", messages[-1], len(messages), settings)
         if not missing:
             return
-        if missing == "thought" and thought_of(messages[-1])[0] and OPENING.search(row.prompt):
+        if missing == "thought" and thought and is_open:
             prompted = prompted or (messages, row.prompt, full)
         elif refusal is None or "refused" in refusal.reason:
             refusal = _refusal(missing, messages[-1], len(messages), settings)
@@ -127,8 +136,8 @@ def _refusal(missing: str, reply: dict, number: int, settings: Settings) -> Mask
     detail = f"message {number}"
     if missing == "answer" and reply.get("tool_calls"):
         detail += ", which calls tools beside its text; take the text out"
-    keys = re.findall(r"\b(\w*think\w*) is defined", str(settings.tokenizer.chat_template))
-    if missing == "thought" and keys:
+    keys = KEY.findall(str(settings.tokenizer.chat_template))
+    if missing in ("thought", "place") and keys:
         detail += f"; chat_template_kwargs may help, with {' or '.join(dict.fromkeys(keys))}"
     return MaskError(REASONS[missing], detail)
 
