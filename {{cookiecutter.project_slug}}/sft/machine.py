@@ -38,19 +38,14 @@ def choose(values: dict, overrides: list[str]) -> tuple[dict, str]:
     chosen, words = {}, []
     if values["bf16"] == values["fp16"] == AUTO:
         words.append("float32" if card is None else "bf16" if card.bf16 else "fp16")
-        if card and not card.bf16 and overflows_float16(values):
-            words[-1], overrides = (
-                "float32 (float16 is too narrow)",
-                [*overrides, "--dtype=float32"],
-            )
-        elif card:
-            chosen[words[-1]] = True
+        if words == ["fp16"] and overflows_float16(values):
+            words, overrides = ["float32"], [*overrides, "--dtype=float32"]
+        chosen |= {words[0]: True} if words != ["float32"] else {}
     if values["tf32"] == AUTO and card and card.tf32:
         chosen["tf32"] = True
         words.append("tf32")
-    has_pinned = card and not torch.backends.mps.is_available()
-    if values["dataloader_pin_memory"] == AUTO and not has_pinned:  # it would only warn
-        chosen["dataloader_pin_memory"] = False
+    if values["dataloader_pin_memory"] == AUTO and (not card or torch.backends.mps.is_available()):
+        chosen["dataloader_pin_memory"] = False  # true would only warn
 
     way, why = _choose_by_memory(card, values, overrides)
     way = {key: value for key, value in way.items() if values[key] == AUTO}
