@@ -7,6 +7,7 @@ import pytest
 from conftest import in_project
 
 T4 = {"name": "Tesla T4", "gib": 14.6, "bf16": False, "tf32": False}
+OF_8B = {"base_model": "Qwen/Qwen3-8B"}
 FUSED, PAGED = "adamw_torch_fused", "paged_adamw_8bit"
 
 
@@ -16,12 +17,12 @@ def card(gib: float) -> dict:
 
 @pytest.fixture(scope="module")
 def lora(bake_once):
-    return bake_once.project(project_slug="lora-8b")
+    return bake_once.project(project_slug="lora-8b", **OF_8B)
 
 
 @pytest.fixture(scope="module")
 def int8(bake_once):
-    return bake_once.project(project_slug="int8-8b", quantization="int8")
+    return bake_once.project(project_slug="int8-8b", quantization="int8", **OF_8B)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,8 @@ def full(bake_once):
 
 @pytest.fixture(scope="module")
 def full_8b(bake_once):
-    return bake_once.project(project_slug="full-8b", lora_targets="full", quantization="none")
+    full = {"lora_targets": "full", "quantization": "none"}
+    return bake_once.project(project_slug="full-8b", **full, **OF_8B)
 
 
 def choose(found: dict | None, options: tuple) -> tuple[dict, str]:
@@ -182,7 +184,7 @@ def test_without_bfloat16_a_model_that_overflows_float16_is_in_float32(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     path = f"--base_model_path={tmp_path}"
     assert chosen(lora, T4, path).get("fp16", False) is not overflows
-    assert ("float32 (float16 is too narrow)" in said(lora, T4, path)) is overflows
+    assert ("Tesla T4, 15 GB: float32, " in said(lora, T4, path)) is overflows
     dtypes = in_project(lora, loaded_in, str(tmp_path), [T4, card(8), None])
     assert dtypes == ["float32" if overflows else "float16", "bfloat16", "float32"]
 
