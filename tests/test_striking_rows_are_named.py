@@ -95,9 +95,9 @@ FOREIGN = [row(words(60), "Это ответ на другом языке"), row
 def test_a_reply_in_another_script_is_named(project, tmp_path):
     look, _ = in_project(project, previewed, written(tmp_path, PLAIN[:20] + FOREIGN))
     assert "1 with a reply in another script than most: row 21\n" in look
-    both = [row(words(60), f"{words(9)} {reply}") for reply in ("東京です", "はい", "カタカナ") * 9]
-    japanese = [row(words(60), reply * 9) for reply in ("東京です", "はい", "カタカナ") * 9]
-    for rows in (both, japanese):
+    japanese = [row(words(60), reply * 9) for reply in ["はい"] * 18 + ["東京", "カタカナ"]]
+    halves = PLAIN[:5] + [row(words(60), FOREIGN[0]["summary"])] * 4
+    for rows in (japanese, halves):
         assert "script" not in in_project(project, previewed, written(tmp_path, rows))[0]
 
 
