@@ -1,7 +1,7 @@
 """Architectures of transformers, tiny and random: what a project does with each.
 
     .venv/bin/python bench/architectures.py                all of them: results/architectures.md
-    .venv/bin/python bench/architectures.py lfm3 qwen3     these alone, printed
+    .venv/bin/python bench/architectures.py lfm3 qwen3     these alone: their lines are replaced
 
 Each is the default config.json of its model type, and what a project makes its tiny twin of. The
 twin is trained for three steps, reloaded, merged, and its step counted: quantized or not, LoRA on
@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import defaultdict
 from contextlib import redirect_stdout
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -31,9 +32,9 @@ RESULTS = TEMPLATE / "bench" / "results" / "architectures.md"
 KINDS = """
 llama mistral ministral3 qwen2 qwen3 qwen3_5_text phi3 gemma2 gemma3_text gemma3 gemma4 olmo3
 olmo_hybrid granite granitemoehybrid smollm3 glm4 exaone4 cohere2 starcoder2 nemotron nemotron_h
-hunyuan_v1_dense lfm2 lfm3 falcon_h1 bamba jamba minimax mixtral qwen3_moe qwen3_next olmoe gpt_oss
-deepseek_v3 glm4_moe ernie4_5_moe llama4_text phimoe gpt2 gpt_neox mamba2 zamba2 recurrent_gemma
-stablelm falcon bloom xlstm
+apertus hunyuan_v1_dense lfm2 lfm3 falcon_h1 bamba minimax mixtral qwen3_moe qwen3_next olmoe
+gpt_oss deepseek_v3 glm4_moe ernie4_5_moe llama4_text phimoe gpt2 gpt_neox mamba2 zamba2
+recurrent_gemma stablelm falcon bloom xlstm jamba
 """.split()
 # where the default is no model that anybody trains
 REAL = {
@@ -66,6 +67,7 @@ def attempt(kind: str, target: str, changed: dict, way: str = "sdpa") -> dict[st
     make_trainer = train.Trainer
 
     def logits(model) -> torch.Tensor:
+        torch.manual_seed(0)  # of dropout
         with torch.no_grad():
             return model.train()(input_ids=torch.arange(5, 25)[None]).logits.float()
 
@@ -128,7 +130,7 @@ def rows(baked: Path, kind: str) -> list[str]:
 
 
 def main() -> None:
-    lines = [
+    heading = [
         "# Architectures",
         "",
         "Written by `bench/architectures.py`: tiny random models through a project with the",
@@ -143,11 +145,15 @@ def main() -> None:
             answers = {"quantization": name, "project_slug": name, "collator": "seq2seq"}
             how = {"no_input": True, "output_dir": f"{folder}/baked", "extra_context": answers}
             cookiecutter(str(TEMPLATE), **how)
-        kinds = sys.argv[1:] or KINDS
-        for of_kind in pool.imap(partial(rows, Path(folder, "baked")), kinds):
-            lines += of_kind
-            if not sys.argv[1:]:
-                RESULTS.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        table, chosen = defaultdict(list), sys.argv[1:] or KINDS
+        for line in RESULTS.read_text(encoding="utf-8").splitlines()[len(heading) :]:
+            table[line.split()[1]].append(line)
+        for kind, lines in zip(
+            chosen, pool.imap(partial(rows, Path(folder, "baked")), chosen), strict=True
+        ):
+            table[kind] = lines
+            done = [line for one in KINDS for line in table[one]]
+            RESULTS.write_text("\n".join([*heading, *done, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ PRELOAD = [  # imports alone: what computes starts threads, and a forked process
     *("peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion"),
     *(
         f"transformers.models.{name}.modeling_{name}"
-        for name in ("gemma3", "llama", "mistral", "phi3", "qwen3", "smollm3")
+        for name in """apertus gemma3 glm4 granitemoehybrid llama mistral olmo3 phi3 qwen3
+        smollm3""".split()
     ),
 ]
 FORKS.set_forkserver_preload(PRELOAD)

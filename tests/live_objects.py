@@ -565,16 +565,20 @@ def check_dtypes() -> None:
     """A GPU computes in the dtype of config.yaml, or in float16 where it lacks bfloat16."""
     import torch
 
-    from sft.model import supported_dtype
+    from sft.machine import Card, supported_dtype
 
-    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    on_gpu, path = SimpleNamespace(device=torch.device("cuda")), "no/such-model"
     for has_bfloat16 in (True, False):
+        card = Card(name="", gib=8, bf16=has_bfloat16, tf32=False)
         with (
-            patch("sft.model.PartialState", lambda: on_gpu),
-            patch("torch.cuda.is_bf16_supported", return_value=has_bfloat16) as asked,
+            patch("sft.machine.PartialState", lambda: on_gpu),
+            patch("sft.machine.find_card", lambda card=card: card),
         ):
-            found = [supported_dtype(name) for name in ("bfloat16", "float16", "float32")]
-        asked.assert_called_with(including_emulation=False)
+            asked = [
+                SimpleNamespace(dtype=kind, base_model_path=path)
+                for kind in ("bfloat16", "float16", "float32")
+            ]
+            found = [supported_dtype(args) for args in asked]
         half = torch.bfloat16 if has_bfloat16 else torch.float16
         assert found == [half, torch.float16, torch.float32]
 

@@ -41,10 +41,15 @@ STEPS = ["--max_steps=3", "--eval_strategy=no", "--save_strategy=no", "--logging
 STEPS += ["--test_size=0.08", "--system_prompt=Be brief."]
 # what an answer promises: the class of the linear layers, and those that LoRA is on
 PROMISED = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "none": "Linear"}
-FUSED = {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}}
-SEPARATE = {
+LAYERS = {
     "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "mlp": {"gate_proj", "up_proj", "down_proj"},
+}
+OF_ITS_OWN = {  # a word of the model's name, and where its layers are others
+    "Phi": {"attention": {"qkv_proj", "o_proj"}, "mlp": {"gate_up_proj", "down_proj"}},
+    "GLM": {"mlp": {"gate_up_proj", "down_proj"}},
+    "granite": {"mlp": {"input_linear", "output_linear"}},
+    "Apertus": {"mlp": {"up_proj", "down_proj"}},
 }
 
 
@@ -318,9 +323,15 @@ def snapshot(model) -> dict:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+def layers_of(answers: dict) -> dict[str, set[str]]:
+    """The linear layers of that architecture's blocks, by kind."""
+    own = (layers for word, layers in OF_ITS_OWN.items() if word in answers["base_model"])
+    return LAYERS | next(own, {})
+
+
 def promised_targets(answers: dict) -> set[str]:
     """The linear layers that an answer of `lora_targets` means in that architecture."""
-    names = FUSED if "Phi" in answers["base_model"] else SEPARATE
+    names = layers_of(answers)
     return names.get(answers["lora_targets"], names["attention"] | names["mlp"])
 
 
@@ -331,7 +342,7 @@ def check_classes(answers: dict, classes: dict[str, str], model) -> None:
         expected = "Linear" if name == "lm_head" else chosen
         assert kind == expected, f"{name} is {kind}, not {expected}"
     blocks = {name.rsplit(".", 1)[1] for name in classes if ".layers." in name}
-    names = FUSED if "Phi" in answers["base_model"] else SEPARATE
+    names = layers_of(answers)
     assert blocks == names["attention"] | names["mlp"], blocks
     assert "lm_head" in classes and len(classes) == 1 + 2 * len(blocks)
 

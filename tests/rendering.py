@@ -27,7 +27,7 @@ ONLY_WITH = {
 
 # what no file of a project says unless the answer was chosen
 FOREIGN = {
-    "base_model": {name: re.escape(name) for name in MENUS["base_model"]},
+    "base_model": {name: re.escape(name) + r"(?![\w-])" for name in MENUS["base_model"]},
     "dataset_format": {
         "prompt_response": r"prompt_template|response_column|one exchange",
         "messages": r"messages_column|ShareGPT|keep_start|\bturns:|\"weight\": 0|last. alone",

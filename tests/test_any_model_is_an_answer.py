@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from rendering import check_render
 
 from conftest import MENUS, in_project
@@ -40,6 +41,36 @@ def smoke() -> tuple[list[str], str]:
     return config["layer_types"], Path("log").read_text()
 
 
+def trained_and_merged(kind: str) -> float:
+    """How far the merged model's logits are from the tuned one's, of the largest."""
+    from pathlib import Path
+
+    import torch
+    from transformers import AutoConfig
+
+    import merge
+    import train
+    from sft.adapter import load_trained
+    from sft.config import load_config
+
+    AutoConfig.for_model(kind).save_pretrained(kind)
+    final = train.main(["--smoke", f"--base_model_path={kind}", "--max_steps=1", "--answers=0"])
+    merge.main([f"--output_dir={final.parent}"])
+    args, _ = load_config(["--use_cpu=true"])
+    tuned, merged = (
+        load_trained(Path(folder), args).eval()(torch.arange(5, 25)[None]).logits.float()
+        for folder in (final, final.parent / "merged")
+    )
+    return float((tuned - merged).abs().max() / tuned.abs().max())
+
+
+# a layer with as few outputs as there are heads, and weights that are stored transposed
+@pytest.mark.parametrize("kind", ["lfm3", "gpt2"])
+def test_what_4_bits_are_no_matter_of_course_for_is_trained_and_merged(bake, kind):
+    project = bake.project(quantization="nf4", collator="seq2seq")
+    assert in_project(project, trained_and_merged, kind) < 0.3
+
+
 def test_an_id_that_is_not_here_ends_in_one_sentence(bake):
     project = bake.project(base_model="other", base_model_path="somebody/their-model")
     said = in_project(project, refusal)
@@ -47,8 +78,6 @@ def test_an_id_that_is_not_here_ends_in_one_sentence(bake):
 
 
 def refusal() -> str:
-    import pytest
-
     import train
 
     with pytest.raises(SystemExit) as refused:

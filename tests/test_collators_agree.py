@@ -160,7 +160,7 @@ def window_matters() -> float:
     return abs(wide[0] - narrow[0])
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "phi3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["mistral", "phi3", "gemma3_text", "olmo3"])
 def test_a_sliding_window_slides_inside_each_example(bake, architecture):
     project = bake.project(base_model=ARCHITECTURES[architecture], collator="padding_free")
     assert in_project(project, window_matters) > 1e-5

@@ -63,6 +63,7 @@ def test_every_structure_of_every_base_model_has_a_count():
         ("microsoft/Phi-4-mini-instruct", "int8 all_linear manual_mask"),
         ("google/gemma-3-1b-it", "none mlp padding_free"),
         ("Qwen/Qwen3-0.6B", "none full language_modeling"),
+        ("ibm-granite/granite-4.0-micro", "none attention language_modeling"),
     ],
 )
 def test_a_recount_is_what_is_kept(bake_once, base_model, structure):
@@ -271,7 +272,7 @@ def vram(project, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def project(bake_once):
-    return bake_once.project(project_slug="vram")
+    return bake_once.project(project_slug="vram", base_model="Qwen/Qwen3-8B")
 
 
 def counting_as_one_of_several() -> dict:

@@ -152,7 +152,8 @@ def updated_from_the_first_version(tmp_path: Path, edits: dict) -> tuple[dict, d
     cruft(project, "update", "--skip-apply-ask")
 
     (tmp_path / "new").mkdir()
-    old = '{"lora_targets": "attention"}'  # the first version's default stays a project's answer
+    # the first version's defaults stay a project's answers
+    old = '{"lora_targets": "attention", "base_model": "Qwen/Qwen3-8B"}'
     cruft(tmp_path / "new", "create", str(template), "--no-input", "--extra-context", old)
     new, updated = files_of(tmp_path / "new" / "my-sft"), files_of(project)
     updated = {name: text for name, text in updated.items() if not name.startswith(".git/")}

@@ -1,10 +1,13 @@
 """What config.yaml leaves to the machine suits the card; what its owner says stays as it is."""
 
+import json
+
 import pytest
 
 from conftest import in_project
 
 T4 = {"name": "Tesla T4", "gib": 14.6, "bf16": False, "tf32": False}
+OF_8B = {"base_model": "Qwen/Qwen3-8B"}
 FUSED, PAGED = "adamw_torch_fused", "paged_adamw_8bit"
 
 
@@ -14,12 +17,12 @@ def card(gib: float) -> dict:
 
 @pytest.fixture(scope="module")
 def lora(bake_once):
-    return bake_once.project(project_slug="lora-8b")
+    return bake_once.project(project_slug="lora-8b", **OF_8B)
 
 
 @pytest.fixture(scope="module")
 def int8(bake_once):
-    return bake_once.project(project_slug="int8-8b", quantization="int8")
+    return bake_once.project(project_slug="int8-8b", quantization="int8", **OF_8B)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,8 @@ def full(bake_once):
 
 @pytest.fixture(scope="module")
 def full_8b(bake_once):
-    return bake_once.project(project_slug="full-8b", lora_targets="full", quantization="none")
+    full = {"lora_targets": "full", "quantization": "none"}
+    return bake_once.project(project_slug="full-8b", **full, **OF_8B)
 
 
 def choose(found: dict | None, options: tuple) -> tuple[dict, str]:
@@ -168,6 +172,137 @@ def test_the_cpu_gets_nothing_that_it_lacks(lora, full):
     assert chosen(full, None) == wanted | {"optim": FUSED}
     line = "Chosen for the CPU: float32, no activation checkpointing"
     assert said(lora, None) == line
+
+
+GEMMAS = {"gemma3_text": True, "gemma4": True, "qwen3": False}  # does it overflow float16?
+
+
+@pytest.mark.parametrize("kind, overflows", GEMMAS.items())
+def test_without_bfloat16_a_model_that_overflows_float16_is_in_float32(
+    lora, tmp_path, kind, overflows
+):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    path = f"--base_model_path={tmp_path}"
+    assert chosen(lora, T4, path).get("fp16", False) is not overflows
+    assert ("Tesla T4, 15 GB: float32, " in said(lora, T4, path)) is overflows
+    dtypes = in_project(lora, loaded_in, str(tmp_path), [T4, card(8), None])
+    assert dtypes == ["float32" if overflows else "float16", "bfloat16", "float32"]
+
+
+def loaded_in(path: str, cards: list) -> list[str]:
+    """The dtypes of the base model on these cards, where config.yaml says bfloat16."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from sft import machine
+
+    args = SimpleNamespace(dtype="bfloat16", base_model_path=path, revision="main")
+    found = []
+    for one in cards:
+        device = SimpleNamespace(device=torch.device("cuda" if one else "cpu"))
+        machine.PartialState = lambda device=device: device
+        machine.find_card = lambda one=one: machine.Card(**one)
+        found.append(str(machine.supported_dtype(args)).removeprefix("torch."))
+    return found
+
+
+def test_gemma_is_counted_in_the_format_that_it_gets(bake_once):
+    """On a card without bfloat16 unquantized weights take twice as much."""
+    gemma = bake_once.project(
+        project_slug="gemma", base_model="google/gemma-3-1b-it", quantization="none"
+    )
+    cards = (T4 | {"gib": 8.0}, card(8))  # both recompute
+    on_turing, on_ampere = (float(said(gemma, one).split("(")[-1].split()[0]) for one in cards)
+    assert on_turing > on_ampere + 1
+
+
+DEVICES = {
+    "xpu": ("Intel Arc B580, 12 GB: bf16, ", True),
+    "mps": ("Apple M4, 12 GB: bf16, ", False),
+    "mps of an older macOS": ("Apple M4, 12 GB: fp16, ", False),
+    "cuda": ("NVIDIA L4, 12 GB: bf16, tf32, ", True),
+}
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_each_kind_of_gpu_is_named_and_gets_bf16_where_it_has_it(lora, kind):
+    line, is_pinned = DEVICES[kind]
+    values, banner = in_project(lora, choose_on, kind)
+    assert banner.startswith(f"Chosen for {line}"), banner
+    assert values.get("bf16", False) is (", bf16" in f",{line[line.index(':') + 1 :]}")
+    assert ("dataloader_pin_memory" in values) is not is_pinned
+
+
+def choose_on(kind: str) -> tuple[dict, str]:
+    """What is chosen where PyTorch says that it has that kind of GPU alone."""
+    import contextlib
+    from unittest.mock import patch
+
+    from sft import machine
+    from sft.config import typed_values
+
+    memory = (2**30, 12 * 2**30)
+    says = {
+        "torch.cuda.is_available": kind == "cuda",
+        "torch.cuda.device": contextlib.nullcontext(),
+        "torch.cuda.device_count": 1,
+        "torch.cuda.get_device_name": "NVIDIA L4",
+        "torch.cuda.mem_get_info": memory,
+        "torch.cuda.is_bf16_supported": True,
+        "sft.machine.is_torch_tf32_available": True,
+        "torch.xpu.is_available": kind == "xpu",
+        "torch.xpu.device_count": 1,
+        "torch.xpu.get_device_name": "Intel Arc B580",
+        "torch.xpu.mem_get_info": memory,
+        "torch.backends.mps.is_available": kind.startswith("mps"),
+        "torch.backends.mps.get_name": "Apple M4",
+        "torch.mps.recommended_max_memory": memory[1],
+        "sft.machine.is_torch_bf16_gpu_available": kind in ("xpu", "mps"),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, value in says.items():
+            stack.enter_context(patch(name, return_value=value))
+        words = ["--base_model_path=base_model"]
+        chosen = machine.choose(typed_values(words), words)
+    return chosen
+
+
+def test_what_bitsandbytes_cannot_serve_is_refused_before_the_download(lora, int8):
+    for project in (lora, int8):
+        assert "not on 'vulkan': generate the project again" in in_project(project, refused_on)
+
+
+def refused_on() -> str:
+    from types import SimpleNamespace
+
+    from sft.preflight import check_settings
+
+    with pytest.raises(SystemExit) as refused:
+        check_settings(SimpleNamespace(device=SimpleNamespace(type="vulkan")))
+    return str(refused.value)
+
+
+def test_bf16_that_a_card_only_emulates_is_not_taken(lora):
+    assert in_project(lora, asked_of_cuda) == {"including_emulation": False}
+
+
+def asked_of_cuda() -> dict:
+    import contextlib
+    from unittest.mock import patch
+
+    from sft import machine
+
+    with (
+        patch("torch.cuda.is_available", return_value=True),
+        patch("torch.cuda.device_count", return_value=1),
+        patch("torch.cuda.device", return_value=contextlib.nullcontext()),
+        patch("torch.cuda.get_device_name", return_value="T4"),
+        patch("torch.cuda.mem_get_info", return_value=(1, 2**34)),
+        patch("torch.cuda.is_bf16_supported", return_value=False) as asked,
+    ):
+        assert machine.find_card().bf16 is False
+    return asked.call_args.kwargs
 
 
 # --- what its owner says --------------------------------------------------------------------------

@@ -89,6 +89,50 @@ def test_many_are_named_by_the_first(project, tmp_path):
     assert "14 with exactly" in look and "row 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...\n" in look
 
 
+FOREIGN = [row(words(60), "Это ответ на другом языке"), row(words(60), "42")]
+
+
+def test_a_reply_in_another_script_is_named(project, tmp_path):
+    look, _ = in_project(project, previewed, written(tmp_path, PLAIN[:20] + FOREIGN))
+    assert "1 with a reply in another script than most: row 21\n" in look
+    japanese = [row(words(60), reply * 9) for reply in ["はい"] * 18 + ["東京", "カタカナ"]]
+    halves = PLAIN[:5] + [row(words(60), FOREIGN[0]["summary"])] * 4
+    for rows in (japanese, halves):
+        assert "script" not in in_project(project, previewed, written(tmp_path, rows))[0]
+
+
+def with_a_low_limit(path: str) -> tuple:
+    from sft import striking
+
+    striking.MOST = 20
+    return previewed(path)
+
+
+def test_what_is_beyond_the_search_is_said(project, tmp_path):
+    path = written(tmp_path, PLAIN[:22])
+    look, page = in_project(project, with_a_low_limit, path)
+    assert look.strip() == "2 with no such search, which ends after 20 rows: row 21, 22"
+    assert "ends after 20 rows" in page
+    assert "no such search" not in in_project(project, previewed, path)[0]
+
+
+def deduped_turns(dataset: str) -> int:
+    from sft.config import project_arguments
+    from sft.rows import load_rows
+
+    return len(load_rows(project_arguments([f"--dataset={dataset}", "--dedupe=true"]))["train"])
+
+
+def test_what_is_called_a_copy_is_what_dedupe_drops(bake, tmp_path):
+    """Other settings of the chat template tell rows of the same words apart, for both."""
+    turns = [{"role": "user", "content": words(9)}, {"role": "assistant", "content": words(9)}]
+    same = {"messages": turns, "chat_template_kwargs": {"enable_thinking": True}}
+    path = written(tmp_path, [same, same | {"chat_template_kwargs": {}}, same])
+    conversations = bake.project(dataset_format="messages")
+    assert "1 with exactly" in in_project(conversations, previewed, path)[0]
+    assert in_project(conversations, deduped_turns, path) == 2
+
+
 def deduped(dataset: str, *options: str) -> list[str]:
     from sft.config import project_arguments
     from sft.files import plain_row

@@ -28,6 +28,17 @@ def base(project: Path, name: str, **config) -> list[str]:
 
 BASES = {
     "GPTQ": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, [], "(gptq); name"),
+    "FP8 inside": (
+        {
+            "model_type": "gemma3",
+            "text_config": {
+                "model_type": "gemma3_text",
+                "quantization_config": {"quant_method": "fp8"},
+            },
+        },
+        [],
+        "(fp8); name",
+    ),
     "few positions": ({"max_position_embeddings": 64}, [], "knows 64 positions, and max_length"),
     "no such attention": ({}, ["--attn_implementation=fast"], "(every model has eager)"),
     "flash without its package": (
@@ -73,6 +84,16 @@ def test_an_adapter_is_no_base(project):
     options = base(project, "adapted")
     (project / "adapted/adapter_config.json").write_text("{}")
     assert "'adapted' holds an adapter; merge it" in in_project(project, what_is_said, options)
+
+
+def test_a_tokenizer_that_cannot_say_where_a_token_is_is_refused(project):
+    options = base(project, "slow")
+    for file in (project / "slow").glob("token*"):
+        file.unlink()
+    slow = json.dumps({"tokenizer_class": "ByT5Tokenizer"})
+    (project / "slow/tokenizer_config.json").write_text(slow)
+    said = in_project(project, what_is_said, [*options, "--chat_template=chatml"])
+    assert "'slow' has no tokenizer.json; add it" in said and len(said.splitlines()) == 1
 
 
 def test_a_token_without_embedding_is_named(project):

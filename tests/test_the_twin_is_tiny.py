@@ -55,6 +55,10 @@ def test_the_twin_is_tiny(project, shape):
 
 LAYERS = 3 * ["linear_attention"] + ["full_attention"]
 KINDS = {  # a config.json, and what its twin has of it
+    "shared experts": (
+        {"model_type": "nemotron_h"},
+        {"moe_shared_expert_intermediate_size": 128},
+    ),
     "types of layers": (
         {"model_type": "qwen3_5_text", "num_hidden_layers": 8, "layer_types": 2 * LAYERS},
         {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2},

@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from transformers.utils import is_torch_tf32_available
+from accelerate import PartialState
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from sft.config import AUTO
-from sft.memory import GB, NoCount, count_for, memory, optimizers
+from sft.config import AUTO, ProjectArguments
+from sft.memory import GB, NoCount, count_for, memory, optimizers, read_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,14 @@ def choose(values: dict, overrides: list[str]) -> tuple[dict, str]:
     chosen, words = {}, []
     if values["bf16"] == values["fp16"] == AUTO:
         words.append("float32" if card is None else "bf16" if card.bf16 else "fp16")
-        chosen |= {words[-1]: True} if card else {}
+        if words == ["fp16"] and overflows_float16(values):
+            words, overrides = ["float32"], [*overrides, "--dtype=float32"]
+        chosen |= {words[0]: True} if words != ["float32"] else {}
     if values["tf32"] == AUTO and card and card.tf32:
         chosen["tf32"] = True
         words.append("tf32")
-    if values["dataloader_pin_memory"] == AUTO and card is None:  # it would only warn
-        chosen["dataloader_pin_memory"] = False
+    if values["dataloader_pin_memory"] == AUTO and (not card or torch.backends.mps.is_available()):
+        chosen["dataloader_pin_memory"] = False  # true would only warn
 
     way, why = _choose_by_memory(card, values, overrides)
     way = {key: value for key, value in way.items() if values[key] == AUTO}
@@ -85,13 +88,38 @@ def describe(card: Card | None) -> str:
 
 
 def find_card() -> Card | None:
-    """The card of this process, of several on one machine; None without CUDA."""
-    if not torch.cuda.is_available():
+    """The GPU of this process, of several on one machine; None where PyTorch finds none."""
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.is_available():
+        with torch.cuda.device(index % torch.cuda.device_count()):
+            return Card(
+                name=torch.cuda.get_device_name(),
+                gib=torch.cuda.mem_get_info()[1] / GB,
+                bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+                tf32=is_torch_tf32_available(),
+            )
+    if torch.xpu.is_available():
+        index %= torch.xpu.device_count()
+        name, size = torch.xpu.get_device_name(index), torch.xpu.mem_get_info(index)[1]
+    elif torch.backends.mps.is_available():
+        name, size = torch.backends.mps.get_name(), torch.mps.recommended_max_memory()
+    else:
         return None
-    with torch.cuda.device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()):
-        return Card(
-            name=torch.cuda.get_device_name(),
-            gib=torch.cuda.mem_get_info()[1] / GB,
-            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
-            tf32=is_torch_tf32_available(),
-        )
+    return Card(name=name, gib=size / GB, bf16=is_torch_bf16_gpu_available(), tf32=False)
+
+
+def supported_dtype(args: ProjectArguments) -> torch.dtype:
+    """`args.dtype`, or the nearest one that this machine computes in and this model can be in."""
+    card = None if PartialState().device.type == "cpu" else find_card()
+    if card is None or args.dtype == "float32":
+        return torch.float32
+    if card.bf16 and args.dtype == "bfloat16":
+        return torch.bfloat16
+    return torch.float32 if overflows_float16(vars(args)) else torch.float16
+
+
+def overflows_float16(values: dict) -> bool:
+    """Whether the model's activations pass float16's largest number, 65,504, as Gemma's do."""
+    with suppress(NoCount):  # loading the model says what is wrong
+        return "gemma" in read_config(values).get("model_type", "")
+    return False

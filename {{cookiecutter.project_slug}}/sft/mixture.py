@@ -50,11 +50,16 @@ def _deduped(rows: dict[str, Dataset], args: ProjectArguments) -> dict[str, Data
     if args.dedupe and "train" in rows:
         first = {}
         for at, row in enumerate(rows["train"]):
-            values = {key: one for key, one in plain_row(row).items() if key != SOURCE}
-            first.setdefault(hash(json.dumps(values, sort_keys=True, default=str)), at)
+            first.setdefault(content(row), at)
         say(f"   dedupe: {len(rows['train']) - len(first):,} rows are copies of others")
         rows["train"] = rows["train"].select([*first.values()])
     return rows
+
+
+def content(row: dict) -> int:
+    """The same number for rows that are copies: all columns but the source's name are the same."""
+    values = {key: one for key, one in plain_row(row).items() if key != SOURCE}
+    return hash(json.dumps(values, sort_keys=True, default=str))
 
 
 def choose(parts: list[Dataset], weights: list[Any]) -> list[Dataset]:

@@ -10,16 +10,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from sft.chat_template import set_chat_template
 from sft.config import ProjectArguments
+from sft.machine import supported_dtype
 from sft.quantization import quantization_config
-
-
-def supported_dtype(name: str) -> torch.dtype:
-    """The dtype of that name, or the nearest one that this machine computes in hardware."""
-    if name == "float32" or PartialState().device.type != "cuda":
-        return torch.float32
-    if name == "bfloat16" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float16
 
 
 def load_tokenizer(path: str, revision: str = "main", chat_template: str = "") -> Tokenizer:
@@ -38,7 +30,7 @@ def load_tokenizer(path: str, revision: str = "main", chat_template: str = "") -
 
 def load_model(args: ProjectArguments, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The base model as it is trained: with the quantization chosen in sft/quantization.py."""
-    dtype = dtype or supported_dtype(args.dtype)
+    dtype = dtype or supported_dtype(args)
     kwargs = {"dtype": dtype, "revision": args.revision}
     if quantization := quantization_config(dtype):
         kwargs |= {"quantization_config": quantization, "device_map": {"": PartialState().device}}

@@ -3,6 +3,7 @@
 import inspect
 from contextlib import suppress
 from copy import copy
+from importlib import import_module
 
 import pyarrow.compute as pc
 import torch
@@ -18,12 +19,19 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from sft import collator
 from sft.adapter import add_adapter, check_adapter
 from sft.config import ProjectArguments, one_line
-from sft.model import load, supported_dtype
+from sft.machine import supported_dtype
+from sft.model import load
+from sft.quantization import quantization_config
 from sft.trainer import METRICS
 
 
 def check_settings(args: TrainingArguments) -> None:
     """Exit at what the Trainer would refuse, or has no package for, by making one of no model."""
+    if quantization_config(torch.float32):
+        device, served = args.device.type, import_module("bitsandbytes").supported_torch_devices
+        if device not in served:
+            fix = "generate the project again with the quantization none, or add --use_cpu true."
+            raise SystemExit(f"bitsandbytes quantizes the model, and not on {device!r}: {fix}")
     args, model = copy(args), nn.Sequential(nn.Linear(1, 1))
     args.push_to_hub, model.config = False, PreTrainedConfig()
     args.optim_target_modules = args.optim_target_modules and "all-linear"  # of this model
@@ -57,7 +65,8 @@ def check_model(args: ProjectArguments, attn_implementation: str = "") -> int:
             fix = "merge it into its base and name that folder."
             raise SystemExit(f"{name} holds an adapter; {fix}")
     config = load(AutoConfig, args.base_model_path, revision=args.revision)
-    if stored := getattr(config, "quantization_config", None):
+    parts = (config, config.get_text_config())
+    if stored := next(filter(None, (getattr(p, "quantization_config", 0) for p in parts)), None):
         method = dict(stored).get("quant_method", "some format")
         raise SystemExit(f"{name} is stored quantized ({method}); name the model in 16 bits.")
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -65,7 +74,7 @@ def check_model(args: ProjectArguments, attn_implementation: str = "") -> int:
         fix = "lower it, or raise max_position_embeddings in its config.json."
         raise SystemExit(f"{name} knows {positions:,} positions, and max_length is above: {fix}")
     way = attn_implementation or args.attn_implementation
-    how = {"dtype": supported_dtype(args.dtype), "attn_implementation": way}
+    how = {"dtype": supported_dtype(args), "attn_implementation": way}
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **how)

@@ -1,7 +1,8 @@
-"""Rows to look at: copies, replies that their prompts tell, lengths unlike the others."""
+"""Rows to look at: copies, replies that their prompts tell, scripts and lengths unlike others."""
 
-import json
 import re
+import unicodedata
+from collections import Counter
 from zlib import crc32
 
 import numpy as np
@@ -10,6 +11,7 @@ from datasets import Dataset
 from sft.config import ProjectArguments
 from sft.files import plain_row
 from sft.format import to_conversation
+from sft.mixture import content
 from sft.row_report import RowReport
 
 MOST = 50_000  # rows that are looked at
@@ -25,28 +27,40 @@ FACTORS = np.random.default_rng(0).integers(2**63, size=BANDS * IN_BAND, dtype=n
 
 def find_striking(rows: Dataset, report: RowReport, args: ProjectArguments) -> dict[str, list[int]]:
     """The numbers, from 1, of rows that are used, by what is to be seen there."""
-    positions, seen = report.row[report.first][:MOST], set()
-    copies, told, runs = [], [], []
-    for position, row in enumerate(rows.select(positions)):
+    used, seen = report.row[report.first], set()
+    copies, told, runs, scripts = [], [], [], []
+    for position, row in enumerate(rows.select(used[:MOST])):
         messages = to_conversation(plain_row(row), args)["messages"]
-        same, texts = json.dumps(messages), [str(turn.get("content", "")) for turn in messages]
-        if hash(same) in seen:
+        texts = [str(turn.get("content", "")) for turn in messages]
+        if (same := content(row)) in seen:
             copies.append(position)
-        seen.add(hash(same))
+        seen.add(same)
         last = max(at for at, turn in enumerate(messages) if turn["role"] == "assistant")
         if len(reply := texts[last].strip()) >= TOLD and reply in "\n".join(texts[:last]):
             told.append(position)
         runs.append(_runs(" ".join(texts)))
+        scripts.append(_script(reply))
     lengths = np.maximum.reduceat(report.lengths, report.first)[:MOST]
     median = np.median(lengths)
     odd = np.flatnonzero((lengths >= RARE * median) | (lengths <= median / RARE))
+    most = Counter(filter(None, scripts)).most_common(1)
+    others = [at for at, script in enumerate(scripts) if script not in ("", *dict(most))]
     found = {
         "exactly what an earlier row says; dedupe: true drops them": copies,
         "nearly what an earlier row says": sorted(_near(runs) - {*copies}),
         "a reply that is in the prompt": told,
+        "a reply in another script than most": others if len(others) < COMMON * len(runs) else [],
         f"{RARE} times the median length and more, or an {RARE}th and less": odd,
     }
-    return {what: [int(positions[at]) + 1 for at in those] for what, those in found.items()}
+    found[f"no such search, which ends after {MOST:,} rows"] = range(MOST, len(used))
+    return {what: [int(used[at]) + 1 for at in those] for what, those in found.items()}
+
+
+def _script(text: str) -> str:
+    """What most letters at its start are: LATIN, CYRILLIC, CJK; "" without letters."""
+    names = (unicodedata.name(one, "").split(" ")[0] for one in text[:200] if one.isalpha())
+    found = Counter(re.sub("HIRAGANA|KATAKANA.*", "CJK", name) for name in names).most_common(1)
+    return found[0][0] if found else ""
 
 
 def _runs(text: str) -> np.ndarray:

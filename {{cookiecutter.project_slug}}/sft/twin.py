@@ -23,7 +23,7 @@ CHAT_TEMPLATE = ROOT / "base_model" / "twin_chat_template.jinja"
 TINY = {  # multiples of 64: quantized weights share a scale by blocks
     64: """hidden_size moe_intermediate_size shared_expert_intermediate_size q_lora_rank
         kv_lora_rank hidden_size_per_layer_input out_hidden_size""",
-    128: "intermediate_size mamba_d_ssm lru_width",
+    128: """intermediate_size mamba_d_ssm lru_width moe_shared_expert_intermediate_size""",
     16: """head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim linear_key_head_dim
         linear_value_head_dim""",
     # bitsandbytes on the CPU takes multiples of 32; heads of a state space are one by one in them
