@@ -532,9 +532,12 @@ def test_the_evaluation_loss_does_not_depend_on_the_batch_size(project):
 
 
 def test_two_processes_learn_what_one_learns_resumed_or_not(project):
-    one = in_project(project, run, [*SMALL, "--per_device_train_batch_size=4", "--output_dir=one"])
+    # of 7 rows the first process takes all; those of the second are repeated, and do not count
+    rows = [*SMALL, "--train_split=train[:16]", "--eval_split=train[16:23]"]
+    rows += ["--per_device_eval_batch_size=8"]
+    one = in_project(project, run, [*rows, "--per_device_train_batch_size=4", "--output_dir=one"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc_per_node=2", "train.py", *SMALL, "--output_dir=two"]
+    command = [*torchrun, "--nproc_per_node=2", "train.py", *rows, "--output_dir=two"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     two = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     assert two.returncode == 0, two.stderr[-3000:]
@@ -545,7 +548,7 @@ def test_two_processes_learn_what_one_learns_resumed_or_not(project):
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert losses == pytest.approx(one["losses"], rel=1e-4)
     summary = json.loads((project / "two/summary.json").read_text())
-    assert summary["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-3)
+    assert summary["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-5)
 
     shutil.rmtree(project / "two/final")
     shutil.rmtree(project / "two/checkpoint-12")  # it stopped amid the third epoch

@@ -1,6 +1,7 @@
-"""The order of the rows: in batches of similar lengths, and the same in a run that is resumed."""
+"""The order of the rows: batches of similar lengths, the same when resumed, none counted twice."""
 
 import torch
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -35,3 +36,27 @@ class SameOrder(TrainerCallback):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(int(state.epoch or 0))
             sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+
+
+class WithoutRepeats:
+    """Batches of an evaluation, without the labels of rows that are there for the second time.
+
+    With several processes accelerate fills up the last batches with rows from the start.
+    """
+
+    def __init__(self, trainer: Trainer, rows: int):
+        size, accelerator = trainer.args.eval_batch_size, trainer.accelerator
+        self._left = rows - accelerator.process_index * size  # from this process' first one on
+        self._step = accelerator.num_processes * size
+
+    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        ids, where = inputs["input_ids"], inputs.get("logits_to_keep")
+        row = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)  # of each token
+        if "position_ids" in inputs:  # all rows in one, each from position 0
+            row = (inputs["position_ids"] == 0).cumsum(1) - 1
+        if where is not None:
+            row = row[where] if where.dim() == 2 else row[0, where]
+        repeated = row >= self._left
+        self._left -= self._step
+        labels = [name for name in ("labels", "shift_labels") if name in inputs]
+        return inputs | {name: inputs[name].masked_fill(repeated, -100) for name in labels}

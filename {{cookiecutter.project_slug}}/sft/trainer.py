@@ -10,17 +10,14 @@ from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.checkpoints import delete_older, seal
-from sft.sampler import SameOrder, similar_lengths
+from sft.sampler import SameOrder, WithoutRepeats, similar_lengths
 from sft.stopping import Stopping
 
 METRICS = ["loss", "score"]  # that an evaluation gives; add yours
 
 
 class Trainer(transformers.Trainer):
-    """`eval_loss` is the mean over trained tokens; transformers' is the mean of the batches' means.
-
-    With several processes the last batch is filled up with rows from the start: they count twice.
-    """
+    """`eval_loss` is the mean over trained tokens, not transformers' mean of batches' means."""
 
     run: dict = {}  # what `describe_run` says; each checkpoint keeps it
 
@@ -43,10 +40,12 @@ class Trainer(transformers.Trainer):
             return similar_lengths(self)
         return super()._get_train_sampler()
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+    def evaluation_loop(self, loader, *args, metric_key_prefix="eval", **kwargs) -> EvalLoopOutput:
         """transformers' loop, in which `prediction_step` adds up losses and tokens."""
         self._loss_sum, self._tokens = 0.0, 0
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self._once = WithoutRepeats(self, len(loader.dataset))
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output = super().evaluation_loop(loader, *args, **kwargs)
         output.metrics[f"{metric_key_prefix}_loss"] = self._loss_sum / self._tokens
         return output
 
@@ -57,6 +56,7 @@ class Trainer(transformers.Trainer):
 
         Their shapes are (trained tokens, vocabulary) and (trained tokens,), in the same order.
         """
+        inputs = self._once(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         tokens = int(self._get_num_items_in_batch([inputs], self.args.device))
         self._loss_sum += float(self.accelerator.gather(loss).mean()) * tokens
