@@ -1,5 +1,7 @@
 """The launch configs are understood by the installed accelerate, and start what they say."""
 
+import subprocess
+
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -32,7 +34,7 @@ def launch(bake_once):
 
 
 def test_every_config_is_understood(launch):
-    files = sorted(launch.glob("*.yaml"))
+    files = sorted({*launch.glob("*.yaml")} - {launch / "sky.yaml"})
     assert [file.stem for file in files] == sorted(STARTS)
     for file in files:
         config = load_config_from_file(str(file))  # refuses a key that it does not know
@@ -56,3 +58,23 @@ def test_fsdp_keys_exist(launch):
     config = yaml.safe_load((launch / "fsdp2.yaml").read_text())["fsdp_config"]
     known = {"fsdp_version", *(f"fsdp_{n}" for n in vars(FullyShardedDataParallelPlugin()))}
     assert config.keys() <= known
+
+
+CARDS = {  # what a run of these answers needs, as counted: the smallest card that is rented for it
+    ("Qwen/Qwen3-8B", "nf4", "all_linear"): "T4",
+    ("Qwen/Qwen3-32B", "nf4", "all_linear"): "L40S",
+    ("Qwen/Qwen3-8B", "none", "full"): "H200",
+}
+
+
+@pytest.mark.parametrize("answers", CARDS)
+def test_a_cloud_rents_a_card_that_holds_it(bake_once, answers):
+    names = dict(zip(("base_model", "quantization", "lora_targets"), answers, strict=True))
+    project = bake_once.project(project_slug="-".join(answers[1:]), **names)
+    sky = yaml.safe_load((project / "launch/sky.yaml").read_text(encoding="utf-8"))
+    assert next(iter(sky["resources"]["accelerators"])) == CARDS[answers]
+    assert "train.py --output_dir /outputs" in sky["run"] and "/outputs" in sky["file_mounts"]
+
+
+def test_the_script_for_slurm_is_a_script(launch):
+    subprocess.run(["bash", "-n", launch / "slurm.sh"], check=True)
