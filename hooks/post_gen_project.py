@@ -20,10 +20,11 @@ UNTITLED = {  # files whose format has no room for a word on themselves
     "base_model/config.json": "the base model's shape",
     "base_model/memory.json": "counts for vram.py",
     "base_model/twin_chat_template.jinja": "its chat template",
-    "data/sample.jsonl": "rows as yours should be",
+    "data/sample.jsonl": "example rows",
     "pyproject.toml": "dependencies and tools",
-    "sft/answers.html.jinja": "the page of answers",
-    "sft/preview.html.jinja": "the page of preview.py",
+    "sft/answers.html.jinja": "page of answers",
+    "sft/card.md.jinja": "its text",
+    "sft/preview.html.jinja": "page of preview.py",
 }
 UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")
 

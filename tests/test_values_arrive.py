@@ -34,8 +34,8 @@ def says(script: str, words: list[str]) -> str:
 OPTIONS = {
     "train": ["smoke"],
     "preview": ["smoke", "clean"],
-    "chat": ["prompt", "base", "model", "max_new_tokens", "sample"],
-    "merge": ["to"],
+    "chat": ["prompt", "base", "model", "max_new_tokens", "sample", "temperature", "top_p", "save"],
+    "export": ["to", "folder", "public", "converter"],
 }
 
 

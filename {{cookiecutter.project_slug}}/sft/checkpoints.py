@@ -19,6 +19,7 @@ from sft.config import ROOT, ProjectArguments, say
 from sft.model import load
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
+UNSEALED = (MANIFEST, f"{MANIFEST}.new", "README.md")  # the last is there to be edited
 LENGTHS = ("max_steps", "num_train_epochs")
 LOCKS: list[FileLock] = []  # held until the process ends, in whatever way
 # keys that begin so can't change what is learnt; with another value of any other key, it is
