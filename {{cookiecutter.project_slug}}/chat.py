@@ -67,6 +67,7 @@ def main(argv: list[str]) -> str:
         messages.append({"role": "assistant", "content": answer})
         chats = [*([] if IS_CHAT else chats), messages]
     if options.save:
+        Path(options.save).parent.mkdir(parents=True, exist_ok=True)
         with open(options.save, "a", encoding="utf-8", newline="\n") as file:
             file.writelines(json.dumps({"messages": chat}) + "\n" for chat in chats)
     return answer

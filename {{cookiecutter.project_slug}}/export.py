@@ -105,7 +105,7 @@ def convert(final: Path, args: ProjectArguments, converter: str) -> Path:
     if read_manifest(merged).get("run") != read_manifest(final).get("run"):
         raise SystemExit(f"{merged} is of another run than {final}; delete it.")
     with whole(to) as folder:
-        words = [sys.executable, program, merged, "--outtype=auto", f"--outfile={folder / GGUF}"]
+        words = [sys.executable, program, merged, "--outtype=f16", f"--outfile={folder / GGUF}"]
         ran = subprocess.run(words, capture_output=True, text=True)
         if ran.returncode:
             raise SystemExit(f"{program} fails: {['without a word', *ran.stderr.splitlines()][-1]}")

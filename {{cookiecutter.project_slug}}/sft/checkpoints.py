@@ -130,7 +130,7 @@ def checkpoint_to_resume(
 
 def seal(folder: Path, run: dict | None) -> None:
     """Write the manifest of a folder in which all else is saved; a kill leaves none or all."""
-    files = [file for file in folder.rglob("*") if file.is_file() and MANIFEST not in file.name]
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in UNSEALED]
     hashes = {file.relative_to(folder).as_posix(): hash_file(file) for file in sorted(files)}
     new = folder / f"{MANIFEST}.new"
     new.write_text(json.dumps({"run": run, "files": hashes}, indent=2), encoding="utf-8")
