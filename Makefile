@@ -45,14 +45,14 @@ lowest: $(VENV)/installed
 # a trained model answers the same in chat.py, transformers, transformers serve and llama.cpp, which
 # is built first: half an hour, later five minutes
 handover: $(MODEL) $(HANDOVER)/installed
-	MODEL=$(abspath $(MODEL)) $(BIN)/pytest -m handover -n 0 -s tests/test_handover.py
+	MODEL=$(abspath $(MODEL)) HANDOVER=$(abspath $(HANDOVER)) $(BIN)/pytest -m handover -n 0 -s tests/test_handover.py
 
 # an environment of its own, which also sees the packages of the first
 $(HANDOVER)/installed: | $(VENV)/installed
 	$(BIN)/python -m venv $(HANDOVER)
 	$(HANDOVER)/bin/python -c "import site, sys; open(site.getsitepackages()[0] + '/first.pth', 'w').write(sys.argv[1])" \
 		$$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")
-	$(HANDOVER)/bin/pip download --no-deps --no-binary :all: --dest $(HANDOVER) llama-cpp-python==0.3.36
+	$(HANDOVER)/bin/pip download --no-deps --no-binary llama-cpp-python --dest $(HANDOVER) llama-cpp-python==0.3.36
 	tar -xzf $(HANDOVER)/llama_cpp_python-0.3.36.tar.gz -C $(HANDOVER)
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(HANDOVER)/bin/pip install $(HANDOVER)/llama_cpp_python-0.3.36 sentencepiece fastapi uvicorn openai
 	$(HANDOVER)/bin/pip install --no-deps --target $(HANDOVER)/transformers4 \
