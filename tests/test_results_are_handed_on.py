@@ -390,6 +390,22 @@ def whole(folder: str) -> str:
     return _damage(Path(folder))
 
 
+def run_the_words_of(folder: str) -> list[str]:
+    """What the card's own lines of Python print."""
+    text = card_of(folder)[1]
+    lines = text[text.index("    from transformers") :].partition("\n## ")[0].splitlines()
+    code = "\n".join(line[4:] for line in lines).replace("FOLDER OR NAME ON THE HUB", folder)
+    printed = []
+    exec(code.replace("512", "4"), {"print": printed.append})
+    return printed
+
+
+@pytest.mark.parametrize("folder", ["outputs/final", "outputs/merged"])
+def test_the_lines_of_the_card_load_the_model_and_ask_it(project, merged, folder):
+    (answer,) = in_project(project, run_the_words_of, folder)
+    assert isinstance(answer, str)
+
+
 PLACES = {
     "an id": ("org/rows", ["org/rows"]),
     "a path": ("/a/b c/rows.jsonl", ["rows.jsonl"]),

@@ -43,9 +43,9 @@ def main(argv: list[str]) -> Path | str:
     # on the CPU: unquantized, the model may not fit on the card that trained it
     args, training_args = load_config([*overrides, "--use_cpu=true"])
     final = Path(training_args.output_dir) / "final"
-    if not final.is_dir():
-        raise SystemExit(f"{final} does not exist; run train.py first.")
-    was, given = read_manifest(final).get("run") or {}, " ".join(overrides)
+    was, given = read_manifest(final).get("run"), " ".join(overrides)
+    if not was:
+        raise SystemExit(f"{final} does not exist or is not whole; run train.py first.")
     keys = [key for key in vars(args).keys() & was.keys() if f"--{key}=" not in given]
     args = replace(args, **{key: was[key] for key in keys})  # the run's, not config.yaml's of today
     match options.to:
