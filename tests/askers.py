@@ -4,6 +4,7 @@ python tests/askers.py WAY FOLDER    prompts as JSON from stdin, [[answer, wheth
 """
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -53,9 +54,13 @@ def ask_serve(folder: str, prompts: list[str]) -> list | str:
     """`transformers serve`, by the client of OpenAI; its error where it answers none."""
     from openai import APIStatusError, OpenAI
 
-    address, words = "http://127.0.0.1:8769", ["serve", "--port=8769", "--dtype=float32"]
-    command = [sys.executable, "-m", "transformers.cli.transformers", *words, "--device=cpu"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address, words = f"http://127.0.0.1:{port}", [f"--port={port}", "--dtype=float32"]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", *words]
+    with subprocess.Popen(
+        [*command, "--device=cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
         try:
             until_it_answers(f"{address}/health", server)
             client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
