@@ -58,7 +58,7 @@ ALLOWED = {
     "vram.py": r"(?i)weights in 4 bits|4-bit numbers|every weight",  # --lesson compares with them
     "sft/count.py": r"\"lora_\" in name",  # where there is an adapter
     "sft/report.py": r"\|lora_\|",  # so is this
-    "sft/card.py": r"\"peft\" if",
+    "sft/card.py": r"\"peft\" if|\"prompt_template\"",  # where the run has them
     "sft/card.md.jinja": r"== \"peft\"",
     "sft/memory.py": r"\"lora_alpha\"",  # a key that is no size
 }
