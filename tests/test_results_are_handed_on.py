@@ -155,19 +155,25 @@ CHAT_TEMPLATES = {"the twin's": None, "Llama": LLAMA, "Gemma": GEMMA}
 
 def go_and_jinja(chat_template: str | None) -> tuple[str, str, list[tuple[list, str]]]:
     """Ollama's template, the BOS token, and chats with what the chat template makes of them."""
+    from tokenizers.processors import TemplateProcessing
+
     from sft.modelfile import go_template
     from sft.twin import build_tokenizer
 
     tokenizer = build_tokenizer()
-    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    if chat_template:  # whose tokenizers begin any text with it
+        tokenizer.bos_token = "<|im_start|>"
+        bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+        adds = TemplateProcessing(single=[bos[0], "$A"], special_tokens=[bos])
+        tokenizer.backend_tokenizer.post_processor = adds
+        tokenizer.chat_template = chat_template
     roles = ["user", "assistant", "user", "assistant", "user"]
     chats = [["user"], ["system", "user"], roles, ["system", *roles]]
     chats = [[{"role": r, "content": f'{r}, {n} "x"\n'} for n, r in enumerate(c)] for c in chats]
     how = {"tokenize": False, "add_generation_prompt": True}
-    adds_bos = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     return (
         go_template(tokenizer, {}),
-        tokenizer.bos_token if adds_bos else "",
+        tokenizer.bos_token if chat_template else "",
         [(chat, tokenizer.apply_chat_template(chat, **how)) for chat in chats],
     )
 
