@@ -97,8 +97,9 @@ def convert(final: Path, args: ProjectArguments, converter: str) -> Path:
     place = os.pathsep.join([os.environ.get("LLAMA_CPP", ""), os.environ["PATH"]])
     program = converter or shutil.which(CONVERTER, mode=os.R_OK, path=place)
     if not program or not Path(program).is_file():
-        how = "git clone https://github.com/ggml-org/llama.cpp, and name that folder in LLAMA_CPP"
-        raise SystemExit(f"{converter or CONVERTER} is not found: {how}, or give --converter.")
+        how = "git clone https://github.com/ggml-org/llama.cpp; pip install sentencepiece"
+        fix = "name that folder in LLAMA_CPP, or the file with --converter"
+        raise SystemExit(f"{converter or CONVERTER} is not found: {how}; then {fix}.")
     merged, to = final.with_name("merged"), final.with_name("gguf")
     if not merged.exists():
         merge(final, args)
