@@ -123,8 +123,9 @@ def send(folder: Path, name: str, private: bool) -> str:
     if not folder.is_dir():
         raise SystemExit(f"{folder} does not exist.")
     file = folder / "adapter_config.json"
-    base = json.loads(file.read_text("utf-8"))["base_model_name_or_path"] if file.exists() else ""
-    if Path(base).is_dir() and base:
+    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    base = config.get("base_model_name_or_path")
+    if base and Path(base).is_dir():
         fix = f"python export.py, then --to hub {name} --folder {folder.with_name('merged')}"
         raise SystemExit(f"{folder} is for a base that only this machine has, {base}: {fix}")
     files = [file for file in folder.iterdir() if file.is_file() and file.name not in KEPT_HERE]

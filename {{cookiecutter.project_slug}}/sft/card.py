@@ -18,7 +18,7 @@ SHOWN = 3  # answers
 
 def write_card(folder: Path, home: Path, tokenizer: Tokenizer, readers: str = "") -> None:
     """Write README.md into a model's folder, of the run in `home`; no path of a machine in it."""
-    files = {file.name: file.read_text("utf-8") for file in home.glob("*.json*")}
+    files = {file.name: file.read_text(encoding="utf-8") for file in home.glob("*.json*")}
     if "run.json" not in files:
         return say(f"{home} has no run.json, so that there is no model card.")
     run, summary, scores = (

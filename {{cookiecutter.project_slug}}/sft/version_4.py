@@ -21,18 +21,18 @@ def spell_for_version_4(folder: Path, args: ProjectArguments) -> str:
     What else the base's own files say stays, since other programs may read it.
     """
     name = "tokenizer_config.json"
-    old, new = of_base(name, args), json.loads((folder / name).read_text("utf-8"))
+    old, new = of_base(name, args), json.loads((folder / name).read_text(encoding="utf-8"))
     if new["tokenizer_class"] == UNKNOWN:
         known = old.get("tokenizer_class", UNKNOWN)
         new["tokenizer_class"] = "PreTrainedTokenizerFast" if known == UNKNOWN else known
     if isinstance(new.get("extra_special_tokens"), list):  # version 4 has a mapping of this name
         new["additional_special_tokens"] = new.pop("extra_special_tokens")
-    new["chat_template"] = (folder / "chat_template.jinja").read_text("utf-8")
+    new["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     inputs = {"model_input_names": ["input_ids", "attention_mask"]}  # else it adds token types
     (folder / name).write_text(json.dumps(inputs | old | new, indent=2), encoding="utf-8")
 
     name, config = "config.json", load(AutoConfig, str(folder))
-    old, new = of_base(name, args), json.loads((folder / name).read_text("utf-8"))
+    old, new = of_base(name, args), json.loads((folder / name).read_text(encoding="utf-8"))
     old.pop("quantization_config", None)
     if old.get("model_type") != new["model_type"]:
         old = {}  # of which this is the text part
@@ -66,5 +66,5 @@ def of_base(name: str, args: ProjectArguments) -> dict:
     """What a JSON file of the base says; {} where it has none."""
     with suppress(OSError, TypeError):
         file = cached_file(args.base_model_path, name, revision=args.revision)
-        return json.loads(Path(file).read_text("utf-8"))
+        return json.loads(Path(file).read_text(encoding="utf-8"))
     return {}
