@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := $(VENV)/SmolLM2-135M-Instruct
+HANDOVER := $(VENV)/handover
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo quick test cluster crash lint lowest mutants memory reading clean
+.PHONY: demo quick test cluster crash lint lowest handover mutants memory reading clean
 
 demo: $(MODEL)
 	@rm -rf demo && mkdir demo
@@ -44,6 +45,23 @@ lowest: $(VENV)/installed
 # launch/slurm.sh under a real SLURM on this machine: preempted, out of time, and yet the same loss
 cluster: $(VENV)/installed
 	$(BIN)/pytest -m cluster -n 0 tests/test_a_cluster_goes_on_by_itself.py
+
+# a trained model answers the same in chat.py, transformers, transformers serve and llama.cpp, which
+# is built first: half an hour, later five minutes
+handover: $(MODEL) $(HANDOVER)/installed
+	MODEL=$(abspath $(MODEL)) HANDOVER=$(abspath $(HANDOVER)) $(BIN)/pytest -m handover -n 0 -s tests/test_handover.py
+
+# an environment of its own, which also sees the packages of the first
+$(HANDOVER)/installed: | $(VENV)/installed
+	$(BIN)/python -m venv $(HANDOVER)
+	$(HANDOVER)/bin/python -c "import site, sys; open(site.getsitepackages()[0] + '/first.pth', 'w').write(sys.argv[1])" \
+		$$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")
+	$(HANDOVER)/bin/pip download --no-deps --no-binary llama-cpp-python --dest $(HANDOVER) llama-cpp-python==0.3.36
+	tar -xzf $(HANDOVER)/llama_cpp_python-0.3.36.tar.gz -C $(HANDOVER)
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(HANDOVER)/bin/pip install $(HANDOVER)/llama_cpp_python-0.3.36 sentencepiece fastapi uvicorn openai
+	$(HANDOVER)/bin/pip install --no-deps --target $(HANDOVER)/transformers4 \
+		transformers==4.57.6 "huggingface_hub<1" tokenizers==0.22.1
+	@touch $@
 
 # the memory of a training step, counted for every base model and structure; half an hour
 memory: $(VENV)/installed

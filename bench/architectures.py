@@ -51,7 +51,7 @@ def attempt(kind: str, target: str, changed: dict, way: str = "sdpa") -> dict[st
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    import merge
+    import export
     import train
     from sft import answers, count
     from sft.adapter import load_trained
@@ -96,7 +96,7 @@ def attempt(kind: str, target: str, changed: dict, way: str = "sdpa") -> dict[st
         equal = torch.allclose(reloaded, seen["logits"], atol=1e-5)
         found[step] = "equal" if equal else f"{(reloaded - seen['logits']).abs().max():.1e} off"
         step = "merged"
-        merged = logits(load_trained(merge.main(["--output_dir=outputs/smoke", *words]), args))
+        merged = logits(load_trained(export.main(["--output_dir=outputs/smoke", *words]), args))
         off = (merged - reloaded).abs().max() / reloaded.abs().max()
         found[step] = f"{off:.0e} off"
         step = "counted"

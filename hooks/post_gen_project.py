@@ -20,10 +20,11 @@ UNTITLED = {  # files whose format has no room for a word on themselves
     "base_model/config.json": "the base model's shape",
     "base_model/memory.json": "counts for vram.py",
     "base_model/twin_chat_template.jinja": "its chat template",
-    "data/sample.jsonl": "rows as yours should be",
+    "data/sample.jsonl": "example rows",
     "pyproject.toml": "dependencies and tools",
-    "sft/answers.html.jinja": "the page of answers",
-    "sft/preview.html.jinja": "the page of preview.py",
+    "sft/answers.html.jinja": "page of answers",
+    "sft/card.md.jinja": "its text",
+    "sft/preview.html.jinja": "page of preview.py",
 }
 SKY = {  # SkyPilot's names of cards, and ours
     "T4": "t4", "L4": "l4", "A10G": "a10g", "L40S": "l40s", "A100-80GB": "a100", "H100": "h100", "H200": "h200",

@@ -4,7 +4,7 @@
     .venv/bin/python tests/crash.py --only saving damage   what has such a word in its name
     .venv/bin/python tests/crash.py --seed 7               at the moments of that run
 
-train.py and merge.py run as a user starts them, each in a process of its own, forked from one that
+train.py and export.py run as a user starts them, each in a process of its own, forked from one that
 has imported torch and its like. After a signal nothing looks finished that is not; started again,
 the weights are bit for bit those of a run that nobody disturbed. A moment is a random share of a
 stage, which begins when a line is printed or a file is there, and whose length is measured first.
@@ -39,8 +39,8 @@ STAGES = {
     "saving the fourth": (6, "train.py", Path("checkpoint-8"), Path("checkpoint-8/manifest.json")),
     "the final save": (12, "train.py", Path("final.unfinished"), Path("final")),
     "any time": (10, "train.py", "", Path("final")),
-    "merging": (6, "merge.py", "", "loads by itself"),
-    "writing what is merged": (10, "merge.py", Path("merged*"), "loads by itself"),
+    "merging": (6, "export.py", "", "loads by itself"),
+    "writing what is merged": (10, "export.py", Path("merged*"), "loads by itself"),
 }
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 WEIGHTS = "adapter_model.safetensors"
@@ -133,7 +133,7 @@ def undisturbed() -> dict[str, float]:
     twin.start()
     twin.join()
     times = {}
-    for script in ("train.py", "merge.py"):
+    for script in ("train.py", "export.py"):
         events = {event for _, its, *both in STAGES.values() if its == script for event in both}
         child = start(script, WHOLE)
         while child.is_alive():
@@ -158,8 +158,10 @@ def check_killed(stage: str, turn: str, dice: random.Random, lengths: dict) -> l
     choice = [number for number in SIGNALS if begin or number != signal.SIGINT]
     number, hits = choice[int(turn) % len(choice)], []
     shutil.rmtree(OUT, ignore_errors=True)
-    if script == "merge.py":
+    if script == "export.py":
         shutil.copytree(WHOLE / "final", OUT / "final")
+        for name in ("run.json", "summary.json"):  # for the model card
+            shutil.copy(WHOLE / name, OUT)
     if stage == "preparing":
         shutil.rmtree("cache")
     for _ in range(1 if number == signal.SIGINT else dice.choice([1, 1, 2])):
@@ -199,7 +201,7 @@ def check_again(script: str) -> None:
     child = start(script, OUT)
     end(child, OUT)
     assert child.exitcode == 0 or "merged is there already" in log(OUT), log(OUT)[-2000:]
-    name = "merged" if script == "merge.py" else "final"
+    name = "merged" if script == "export.py" else "final"
     assert files(OUT / name) == files(WHOLE / name), f"{name} is another: {log(OUT)[-2000:]}"
 
 

@@ -396,6 +396,7 @@ def check_summary(trainer) -> None:
     rows = SimpleNamespace(
         **{"rows": 7, "rows_used": 4, "used": np.arange(5), "trained": np.full(5, 12)},
         lengths=np.array([80, 160] * 2 + [120]),
+        skipped={"empty prompt": [(1, ""), (2, ""), (3, "")]},
     )
     folder = Path("outputs/summary")
     folder.mkdir()
@@ -415,6 +416,7 @@ def check_summary(trainer) -> None:
             "rows_used": 4,
             "rows_seen": 6,
             "rows_skipped": 3,
+            "skipped: empty prompt": 3,
             "examples": 5,
             "trained_tokens_seen": 90,
             "steps": 6,

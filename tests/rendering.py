@@ -15,7 +15,6 @@ from conftest import MENUS, PROJECT
 
 # the files with a condition in their names
 ONLY_WITH = {
-    "merge.py": lambda answers: answers["lora_targets"] != "full",
     "sft/further.py": lambda answers: answers["lora_targets"] != "full",
     "sft/targets.py": lambda answers: answers["lora_targets"] != "full",
     "launch/fsdp2.yaml": lambda answers: answers["quantization"] == "none",
@@ -59,6 +58,8 @@ ALLOWED = {
     "vram.py": r"(?i)weights in 4 bits|4-bit numbers|every weight",  # --lesson compares with them
     "sft/count.py": r"\"lora_\" in name",  # where there is an adapter
     "sft/report.py": r"\|lora_\|",  # so is this
+    "sft/card.py": r"\"peft\" if|\"prompt_template\"",  # where the run has them
+    "sft/card.md.jinja": r"== \"peft\"",
     "sft/memory.py": r"\"lora_alpha\"",  # a key that is no size
 }
 

@@ -68,9 +68,9 @@ def train_and_talk(options: list[str]) -> dict:
     if hasattr(model, "peft_config"):
         from transformers import AutoModelForCausalLM
 
-        import merge
+        import export
 
-        merged = merge.main(options)
+        merged = export.main(options)
         with torch.no_grad():
             again = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(**talk).logits
         found["merged"] = float((again - logits).abs().max() / logits.abs().max())

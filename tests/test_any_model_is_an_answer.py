@@ -48,14 +48,14 @@ def trained_and_merged(kind: str) -> float:
     import torch
     from transformers import AutoConfig
 
-    import merge
+    import export
     import train
     from sft.adapter import load_trained
     from sft.config import load_config
 
     AutoConfig.for_model(kind).save_pretrained(kind)
     final = train.main(["--smoke", f"--base_model_path={kind}", "--max_steps=1", "--answers=0"])
-    merge.main([f"--output_dir={final.parent}"])
+    export.main([f"--output_dir={final.parent}"])
     args, _ = load_config(["--use_cpu=true"])
     tuned, merged = (
         load_trained(Path(folder), args).eval()(torch.arange(5, 25)[None]).logits.float()

@@ -40,10 +40,10 @@ def learn() -> None:
 
     build_twin("twin", "")
     train.main([*RUN, *HERE])
-    if Path("merge.py").exists():
-        import merge
+    if Path("outputs/final/adapter_config.json").exists():
+        import export
 
-        merge.main([])
+        export.main([])
 
 
 @pytest.fixture(scope="module")

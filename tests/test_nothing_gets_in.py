@@ -109,12 +109,12 @@ def saved(umask: int) -> list[str]:
     """The modes of the files in `final/` and `merged/`."""
     import os
 
-    import merge
+    import export
     import train
 
     os.umask(umask)
     final = train.main(["--smoke", "--max_steps=1", "--eval_strategy=no"])
-    merged = merge.main(["--output_dir=outputs/smoke"])
+    merged = export.main(["--output_dir=outputs/smoke"])
     return [oct(file.stat().st_mode & 0o777) for dir in (final, merged) for file in dir.iterdir()]
 
 

@@ -568,7 +568,7 @@ def merge_and_compare() -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    import merge
+    import export
     import train
     from sft.adapter import load_trained
     from sft.config import load_config
@@ -579,7 +579,7 @@ def merge_and_compare() -> dict:
         values.pop("rope_parameters", None)
         Path("published", name).write_text(json.dumps(values))
     train.main([*SMALL, "--base_model_path=published", "--output_dir=merging"])
-    merged = merge.main(["--output_dir=merging", "--use_cpu=true"])  # the adapter knows its base
+    merged = export.main(["--output_dir=merging", "--use_cpu=true"])  # the adapter knows its base
     adapted = load_trained(Path("merging/final"), load_config(SMALL)[0])
     alone = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
@@ -612,19 +612,19 @@ def test_the_merged_folder_is_the_adapted_model(bake, quantization):
 
 
 def kill_merge() -> None:
-    import merge
+    import export
 
     run([*SMALL, "--max_steps=1", "--output_dir=stopped"])
-    merge.share_files = lambda _: signal.raise_signal(signal.SIGKILL)  # when all is written
-    merge.main(["--output_dir=stopped"])
+    export.share_files = lambda _: signal.raise_signal(signal.SIGKILL)  # when all is written
+    export.main(["--output_dir=stopped"])
 
 
 def merge_twice() -> str:
-    import merge
+    import export
 
-    merge.main(["--output_dir=stopped"])
+    export.main(["--output_dir=stopped"])
     with pytest.raises(SystemExit) as refused:
-        merge.main(["--output_dir=stopped"])
+        export.main(["--output_dir=stopped"])
     return str(refused.value)
 
 

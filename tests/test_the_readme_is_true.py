@@ -19,7 +19,19 @@ PROJECTS = {
     },
 }
 # what is no key: the scripts' own options, a module, a field of a turn
-OPTIONS = {"base", "card", "lesson", "logdir", "max", "prompt", "smoke", "split"}
+OPTIONS = {
+    "base",
+    "card",
+    "enable",
+    "lesson",
+    "lora",
+    "logdir",
+    "max",
+    "prompt",
+    "smoke",
+    "split",
+    "to",
+}
 OTHERS = {"embed_tokens", "reasoning_content", "tool_calls", "function_call"}
 
 

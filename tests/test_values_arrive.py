@@ -34,8 +34,8 @@ def says(script: str, words: list[str]) -> str:
 OPTIONS = {
     "train": ["smoke"],
     "preview": ["smoke", "clean"],
-    "chat": ["prompt", "base", "model", "max_new_tokens", "sample"],
-    "merge": ["to"],
+    "chat": ["prompt", "base", "model", "max_new_tokens", "sample", "temperature", "top_p", "save"],
+    "export": ["to", "folder", "public", "converter"],
 }
 
 
@@ -213,24 +213,42 @@ def test_tokens_per_second_are_logged_where_they_are_asked_for(project):
     assert log[0]["train_tokens_per_second"] > 0 and log[1]["num_input_tokens_seen"] > 0
 
 
-def conversation_with(system_prompt: str) -> list:
-    """What chat.py shows the model of a training that had no system prompt."""
+def conversations_with(*options: list[str]) -> list[tuple[list, dict]]:
+    """What chat.py shows the model of a training that had no system prompt, and how it asks it."""
     import chat
     import train
 
     shown = []
+
+    def reply(model, tokenizer, messages, asked, **how):
+        shown.append((messages[:], how))
+        return "Hm."
+
     train.main(["--smoke", "--max_steps=1", "--eval_strategy=no"])
-    chat.reply = lambda model, tokenizer, messages, asked, **how: shown.extend(messages) or "Hm."
-    options = ["--prompt", "42", "--output_dir=outputs/smoke", "--use_cpu"]
-    assert chat.main([*options, "--system_prompt", system_prompt]) == "Hm."
-    return shown[:2]
+    chat.reply = reply
+    for words in options:
+        words = ["--prompt", "42", "--output_dir=outputs/smoke", "--use_cpu", *words]
+        assert chat.main(words) == "Hm."
+    return shown
 
 
-def test_chat_takes_another_system_prompt(project):
-    assert in_project(project, conversation_with, "Be brief.") == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "42"},
-    ]
+def test_chat_takes_another_system_prompt_samples_and_saves(project):
+    plain = ["--max_new_tokens=7"]
+    hot = ["--system_prompt", "Be brief.", "--temperature=0.7", "--top_p=0.9", "--save=new/a.jsonl"]
+    shown = in_project(project, conversations_with, plain, hot, hot)
+    turn, system = {"role": "user", "content": "42"}, {"role": "system", "content": "Be brief."}
+    assert shown[0] == ([turn], {"max_new_tokens": 7, "do_sample": False})
+    how = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 512, "do_sample": True}
+    assert shown[1:] == [([system, turn], how)] * 2
+    rows = map(json.loads, (project / "new/a.jsonl").read_text(encoding="utf-8").splitlines())
+    row = {"messages": [system, turn, {"role": "assistant", "content": "Hm."}]}
+    assert [*rows] == [row] * 2
+
+
+@pytest.mark.parametrize("words", ["--temperature=-1", "--top_p=2"])
+def test_chat_refuses_a_way_to_sample_that_cannot_work(project, words):
+    said = in_project(project, says, "chat", [words])
+    assert "temperature must be above 0, and top_p from 0 to 1" in said and "\n" not in said
 
 
 IMPORTED = """

@@ -3,13 +3,17 @@
 python chat.py                                         type, or paste texts of several lines
 python chat.py --system_prompt "Answer in French."     any key of config.yaml
 
-  --prompt            answer this whole message and stop
+  --prompt            answer this whole message and stop; without it, each column is asked for
   --base              ask the base model
   --model             the folder to load, such as outputs/merged; without it, output_dir/final
   --max_new_tokens    the most that an answer may have; 512
-  --sample            sample instead of taking the likeliest token
+  --sample            sample, as the model's own settings say, instead of taking the likeliest token
+  --temperature       sample; the lower, the likelier the tokens
+  --top_p             sample from the likeliest tokens that have this probability together
+  --save              add the chat to this .jsonl file as a row of `messages`
 """
 
+import json
 import select
 import sys
 from collections.abc import Callable, Iterator
@@ -31,7 +35,10 @@ from sft.stop_tokens import stop_at, stop_tokens
 def main(argv: list[str]) -> str:
     """Answer `--prompt`, or each message that is typed; returns the last answer."""
     own = {"prompt": "", "model": "", "base": False, "max_new_tokens": 512, "sample": False}
+    own |= {"temperature": 0.0, "top_p": 0.0, "save": ""}
     options, overrides = parse(argv, __doc__, **own)
+    if options.temperature < 0 or not 0 <= options.top_p <= 1:
+        raise SystemExit("temperature must be above 0, and top_p from 0 to 1.")
     args, training_args = load_config(overrides)
     folder = Path(options.model or Path(training_args.output_dir) / "final")
     if options.base:
@@ -50,12 +57,19 @@ def main(argv: list[str]) -> str:
         model.to(training_args.device)
 
     first = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
-    how = {"max_new_tokens": options.max_new_tokens, "do_sample": options.sample}
-    messages, answer = first, ""
+    given = {key: getattr(options, key) for key in ("temperature", "top_p")}
+    how = {key: value for key, value in given.items() if value}
+    how |= {"max_new_tokens": options.max_new_tokens, "do_sample": options.sample or bool(how)}
+    messages, answer, chats = first, "", []
     for prompt in prompts(options.prompt, partial(typed_message, args=args)):
         messages = [*(messages if IS_CHAT else first), {"role": "user", "content": prompt}]
         answer = reply(model, tokenizer, messages, args.chat_template_kwargs, **how)
         messages.append({"role": "assistant", "content": answer})
+        chats = [*([] if IS_CHAT else chats), messages]
+    if options.save:
+        Path(options.save).parent.mkdir(parents=True, exist_ok=True)
+        with open(options.save, "a", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps({"messages": chat}) + "\n" for chat in chats)
     return answer
 
 

@@ -15,6 +15,7 @@ import chat
 import vram
 from sft.adapter import add_adapter
 from sft.answers import HeldOutAnswers, show_answers
+from sft.card import write_card
 from sft.chat_template import embed_new_tokens
 from sft.checkpoints import check_disk, checkpoint_to_resume, describe_run, seal, share_files
 from sft.collator import get_collator
@@ -117,6 +118,7 @@ def train(argv: list[str]) -> Path:
         plot_loss({"this run": trainer.state.log_history}, final.parent / "loss.png")
         show_answers(held_out.questions, answers, final.parent)
         show_summary(trainer, reports["train"], overrides)
+        write_card(unfinished, final.parent, tokenizer)
         seal(unfinished, this_run)
         unfinished.rename(final)  # what is there is whole
     trainer.close()

@@ -29,6 +29,8 @@ def add_adapter(model: PreTrainedModel, args: ProjectArguments) -> PreTrainedMod
     return model.requires_grad_(True)
 
 
-def load_trained(folder: Path, args: ProjectArguments) -> PreTrainedModel:
-    """The model in `folder`, which loads by itself."""
-    return load_whole(str(folder), args)
+def load_trained(
+    folder: Path, args: ProjectArguments, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The model in `folder`, which loads by itself, in its own dtype if none is given."""
+    return load_whole(str(folder), args, **({"dtype": dtype} if dtype else {}))

@@ -19,6 +19,7 @@ from sft.config import ROOT, ProjectArguments, say
 from sft.model import load
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
+UNSEALED = (MANIFEST, f"{MANIFEST}.new", "README.md")  # the last is there to be edited
 LENGTHS = ("max_steps", "num_train_epochs")
 LOCKS: list[FileLock] = []  # held until the process ends, in whatever way
 # keys that begin so can't change what is learnt; with another value of any other key, it is
@@ -129,7 +130,7 @@ def checkpoint_to_resume(
 
 def seal(folder: Path, run: dict | None) -> None:
     """Write the manifest of a folder in which all else is saved; a kill leaves none or all."""
-    files = [file for file in folder.rglob("*") if file.is_file() and MANIFEST not in file.name]
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in UNSEALED]
     hashes = {file.relative_to(folder).as_posix(): hash_file(file) for file in sorted(files)}
     new = folder / f"{MANIFEST}.new"
     new.write_text(json.dumps({"run": run, "files": hashes}, indent=2), encoding="utf-8")

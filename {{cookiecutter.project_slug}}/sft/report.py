@@ -83,6 +83,7 @@ def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> N
         "rows_used": report.rows_used,
         "rows_seen": round(state.epoch * report.rows_used),
         "rows_skipped": report.rows - report.rows_used,
+        **{f"skipped: {why}": len(those) for why, those in report.skipped.items()},
         "examples": len(report.used),
         "trained_tokens_seen": round(state.epoch * report.trained.sum()),
         "steps": state.global_step,
