@@ -79,8 +79,6 @@ def memory_table(step):
         "",
         "Bold: the smallest card (GB) that fits; in brackets: tight.",
         "",
-        step.summary(),
-        "",
     ])
 
 

@@ -13,7 +13,7 @@ from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig
 
-# on such a CPU evaluation packs the weights, which fails unless 32 divides a layer's outputs
+# evaluation packs weights on such a CPU, which needs outputs in multiples of 32
 can_be_packed = property(lambda layer: has_avx512bf16() and layer.out_features % 32 == 0)
 Linear4bit.support_avx512bf16_for_cpu = can_be_packed.setter(lambda layer, value: None)
 
