@@ -61,15 +61,17 @@ def main(argv: list[str]) -> str:
     how = {key: value for key, value in given.items() if value}
     how |= {"max_new_tokens": options.max_new_tokens, "do_sample": options.sample or bool(how)}
     messages, answer, chats = first, "", []
-    for prompt in prompts(options.prompt, partial(typed_message, args=args)):
-        messages = [*(messages if IS_CHAT else first), {"role": "user", "content": prompt}]
-        answer = reply(model, tokenizer, messages, args.chat_template_kwargs, **how)
-        messages.append({"role": "assistant", "content": answer})
-        chats = [*([] if IS_CHAT else chats), messages]
-    if options.save:
-        Path(options.save).parent.mkdir(parents=True, exist_ok=True)
-        with open(options.save, "a", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps({"messages": chat}) + "\n" for chat in chats)
+    try:
+        for prompt in prompts(options.prompt, partial(typed_message, args=args)):
+            messages = [*(messages if IS_CHAT else first), {"role": "user", "content": prompt}]
+            answer = reply(model, tokenizer, messages, args.chat_template_kwargs, **how)
+            messages.append({"role": "assistant", "content": answer})
+            chats = [*([] if IS_CHAT else chats), messages]
+    finally:  # after Ctrl-C, too
+        if options.save and chats:
+            Path(options.save).parent.mkdir(parents=True, exist_ok=True)
+            with open(options.save, "a", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps({"messages": chat}) + "\n" for chat in chats)
     return answer
 
 

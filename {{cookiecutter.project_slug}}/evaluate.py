@@ -36,7 +36,7 @@ from sft.answers import Question, ask, score_of, to_question, without_thought, w
 from sft.cache import CACHE, fingerprint
 from sft.card import write_card
 from sft.chat_template import make_room
-from sft.checkpoints import read_manifest
+from sft.checkpoints import UNSEALED, read_manifest
 from sft.collator import get_collator
 from sft.config import ProjectArguments, load_config, parse, run, say
 from sft.examples import make_examples
@@ -85,7 +85,8 @@ def evaluate(argv: list[str]) -> Path:
     found = {}
     for name, folder in models.items():
         files = sorted((folder or Path(args.base_model_path)).glob("*"))
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        files = [(file.name, file.stat()) for file in files if file.name not in UNSEALED]
+        stats = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in files]
         loaded = vars(replace(args, adapter={}))  # an adapter's own settings are in its folder
         key = fingerprint(examples._fingerprint, options.max_new_tokens, loaded, stats)
         # all runs share what the base says

@@ -1,4 +1,4 @@
-"""Settings for the card where config.yaml says auto: number format, checkpointing, optimizer.
+"""Settings for the card, where config.yaml says auto: number format, checkpointing, optimizer.
 
 A value in config.yaml or on the command line is never changed. Memory is judged by sft/memory.py,
 as if every row were `max_length` long, against all the memory of the card, in use or not: the same

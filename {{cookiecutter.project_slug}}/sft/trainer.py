@@ -1,4 +1,4 @@
-"""Logits only for trained tokens and an evaluation loss per token: transformers' `Trainer`."""
+"""transformers' `Trainer`, logits only for trained tokens, an evaluation loss per token."""
 
 from pathlib import Path
 

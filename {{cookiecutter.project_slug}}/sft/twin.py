@@ -1,4 +1,4 @@
-"""A tiny twin of the base model for --smoke: its architecture with random weights, on a laptop.
+"""A tiny twin of the base model, for --smoke: its architecture with random weights, on a laptop.
 
 --smoke changes the base model, dataset, device and a few numbers; all else is a real run's code.
 """
