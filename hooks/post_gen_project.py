@@ -26,8 +26,8 @@ UNTITLED = {  # files whose format has no room for a word on themselves
     "sft/card.md.jinja": "its text",
     "sft/preview.html.jinja": "page of preview.py",
 }
-SKY = {  # SkyPilot's names of cards, and ours
-    "T4": "t4", "L4": "l4", "A10G": "a10g", "L40S": "l40s", "A100-80GB": "a100", "H100": "h100", "H200": "h200",
+SKY = {  # SkyPilot's names of cards, and ours; all compute in bfloat16, so that one resumes another's run
+    "L4": "l4", "A10G": "a10g", "L40S": "l40s", "A100-80GB": "a100", "H100": "h100", "H200": "h200",
 }  # fmt: skip
 UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")
 

@@ -181,6 +181,8 @@ OPTIONS = [
     ),
     ("train_sampling_strategy=shuffled", "", "must be random or sequential or"),
     ("accelerator_config={even_batches: false}", "", has("accelerator.even_batches", False)),
+    ("accelerator_config={split_batches: true}", "", "takes neither split_batches nor"),
+    ("average_tokens_across_devices=false", "", "weighs a token by its batch"),
     (
         "dataloader_drop_last=true",
         "--per_device_train_batch_size=3",
@@ -223,8 +225,8 @@ LEFT_OUT = {
     "uploads": """push_to_hub hub_private_repo hub_model_id hub_strategy hub_always_push
         hub_revision trackio_space_id trackio_bucket_id trackio_static_space_id""",
     "names in a tracker": "run_name project",
-    "several processes or machines": """average_tokens_across_devices ddp_backend ddp_timeout
-        fsdp_config local_rank log_level_replica log_on_each_node save_on_each_node""",
+    "several processes or machines": """ddp_backend ddp_timeout fsdp_config
+         local_rank log_level_replica log_on_each_node save_on_each_node""",
     "a GPU's": "dataloader_pin_memory",
     "a run that goes on": "ignore_data_skip restore_callback_states_from_checkpoint",
     "the run ends at a loss that is not finite": "logging_nan_inf_filter",

@@ -61,7 +61,7 @@ def test_fsdp_keys_exist(launch):
 
 
 CARDS = {  # what a run of these answers needs, as counted: the smallest card that is rented for it
-    ("Qwen/Qwen3-8B", "nf4", "all_linear"): "T4",
+    ("Qwen/Qwen3-8B", "nf4", "all_linear"): "L4",
     ("Qwen/Qwen3-32B", "nf4", "all_linear"): "L40S",
     ("Qwen/Qwen3-8B", "none", "full"): "H200",
 }

@@ -104,7 +104,9 @@ def spelled(base: dict) -> tuple[str, dict, dict]:
     for name in ("base", "saved"):
         Path(name).mkdir(exist_ok=True)
     Path("base/config.json").write_text(json.dumps(base | {"vocab_size": 100}))
-    Path("base/tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "a": 1}')
+    Path("base/tokenizer_config.json").write_text(
+        '{"tokenizer_class": "GPT2Tokenizer", "a": 1, "extra_special_tokens": ["<|more|>"]}'
+    )
     config = AutoConfig.from_pretrained("base")
     for part in {id(one): one for one in (config, config.get_text_config())}.values():
         part.vocab_size, part.dtype = 101, "bfloat16"
@@ -279,6 +281,7 @@ def send(answer: str | None, there: str, words: list[str]) -> tuple[list, str]:
     class Hub:
         def create_repo(self, name, **how):
             asked.append((name, how))
+            return SimpleNamespace(repo_id=name)
 
         def model_info(self, name):
             return SimpleNamespace(private=there != "public")
@@ -388,6 +391,33 @@ def test_the_card_says_what_was_trained_and_holds_no_path(project):
     assert "On the first 1 of" in text and "| final |" in text and "loss" in text
     assert not re.search(r"[/\\](home|root|tmp|Users|work|elsewhere)\b", text)
     assert in_project(project, whole, "outputs/final") == ""
+
+
+def write_again(folder: str) -> None:
+    from sft.card import write_card
+    from sft.model import load_tokenizer
+
+    write_card(Path(folder), Path("outputs"), load_tokenizer(folder))
+
+
+def test_scores_come_into_an_edited_card_and_go_with_their_model(project):
+    card = project / "outputs/final/README.md"
+    in_project(project, write_again, "outputs/final")
+    card.write_text(card.read_text().replace("\n## Prompt", "\nMine.\n\n## Prompt"))
+    in_project(project, score)
+    assert "\nMine.\n" in card.read_text() and "| final |" in card.read_text()
+    later = (project / "outputs/evaluation.json").stat().st_mtime_ns + 1
+    os.utime(project / "outputs/summary.json", ns=(later, later))  # as a longer run leaves it
+    in_project(project, write_again, "outputs/final")
+    assert "`python evaluate.py` has not been run" in card.read_text()
+
+
+def test_a_card_of_the_base_that_nobody_can_read_ends_nothing(project):
+    base = project / "elsewhere/base/README.md"
+    base.write_text("---\ndescription: a: b\n---\n")
+    in_project(project, write_again, "outputs/final")
+    base.write_text(LICENCE)
+    assert "learning_rate: " in (project / "outputs/final/README.md").read_text()
 
 
 def whole(folder: str) -> str:

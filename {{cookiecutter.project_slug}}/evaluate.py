@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.adapter import load_trained
 from sft.answers import Question, ask, score_of, to_question, without_thought, write_answers
 from sft.cache import CACHE, fingerprint
-from sft.card import write_card
+from sft.card import renew_scores
 from sft.chat_template import make_room
 from sft.checkpoints import UNSEALED, read_manifest
 from sft.collator import get_collator
@@ -121,7 +121,7 @@ def evaluate(argv: list[str]) -> Path:
     path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     write_answers(questions, found, output_dir / "evaluation")
     if (output_dir / "final").is_dir():
-        write_card(output_dir / "final", output_dir, tokenizer)
+        renew_scores(output_dir / "final", output_dir, tokenizer)
     say(f"   {path}; the answers: {path.with_suffix('.html')}, {path.with_suffix('.jsonl')}")
     return path
 

@@ -12,6 +12,7 @@ python export.py --to hub ORG/NAME    output_dir/final   ->  the Hub, after you 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -138,10 +139,10 @@ def send(folder: Path, name: str, private: bool) -> str:
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     base = config.get("base_model_name_or_path")
-    if base and Path(base).is_dir():
+    if base and (Path(base).is_dir() or not re.fullmatch(r"([\w.-]+/)?[\w.-]+", base)):
         fix = f"python export.py, then --to hub {name} --folder {folder.with_name('merged')}"
         raise SystemExit(f"{folder} is for a base that only this machine has, {base}: {fix}")
-    files = [file for file in folder.iterdir() if file.is_file() and file.name not in KEPT_HERE]
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in KEPT_HERE]
     size = sum(file.stat().st_size for file in files) / 1e9
     who = "private" if private else "for all to see"
     say("\n".join(sorted(file.name for file in files)))
@@ -152,10 +153,10 @@ def send(folder: Path, name: str, private: bool) -> str:
         raise SystemExit("Nothing is sent.")
     hub = HfApi()
     try:
-        hub.create_repo(name, private=private, exist_ok=True)
+        name = hub.create_repo(name, private=private, exist_ok=True).repo_id
         if private and not hub.model_info(name).private:
             raise SystemExit(f"{name} is there already, for all to see: send it with --public.")
-        names = [file.name for file in files]
+        names = [file.relative_to(folder).as_posix() for file in files]
         hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=names)
     except (OSError, ValueError, HTTPError) as error:
         raise SystemExit(f"{name}: {one_line(error)} (`hf auth login` first?)") from None

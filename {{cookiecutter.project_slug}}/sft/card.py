@@ -2,29 +2,59 @@
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HTTPError
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from sft.config import ROOT, harmless, read_values, say
+from sft.config import ROOT, harmless, one_line, read_values, say
 
 PLACES = "base_model_path dataset eval_dataset chat_template adapter_path output_dir".split()
 SHOWN = 3  # answers
+SCORES = "\n## Scores\n"
 
 
 def write_card(folder: Path, home: Path, tokenizer: Tokenizer, readers: str = "") -> None:
     """Write README.md into a model's folder, of the run in `home`; no path of a machine in it."""
-    files = {file.name: file.read_text(encoding="utf-8") for file in home.glob("*.json*")}
-    if "run.json" not in files:
-        return say(f"{home} has no run.json, so that there is no model card.")
-    run, summary, scores = (
-        json.loads(files.get(f"{name}.json", "{}")) for name in ("run", "summary", "evaluation")
-    )
-    answers = files.get("evaluation.jsonl", files.get("answers.jsonl", "")).splitlines()[:SHOWN]
+    with told():
+        card = card_of(folder, home, tokenizer, readers)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def renew_scores(folder: Path, home: Path, tokenizer: Tokenizer) -> None:
+    """Write the scores, and the answers after them, into a card that may have been edited."""
+    file = folder / "README.md"
+    with told():
+        kept, heading, _ = file.read_text(encoding="utf-8").partition(SCORES)
+        if heading:
+            scores = card_of(folder, home, tokenizer, "").partition(SCORES)[2]
+            file.write_text(kept + heading + scores, encoding="utf-8")
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """A card that cannot be made, whatever the base's files hold, ends nothing else."""
+    try:
+        yield
+    except Exception as error:
+        say(f"   No model card: {one_line(error)}")
+
+
+def card_of(folder: Path, home: Path, tokenizer: Tokenizer, readers: str) -> str:
+    """The text of the card, with scores where an evaluation is newer than the training."""
+
+    def read(name: str) -> str:
+        file = home / name
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+
+    run, summary = json.loads(read("run.json")), json.loads(read("summary.json"))
+    evaluation, trained = home / "evaluation.json", (home / "summary.json").stat().st_mtime_ns
+    is_new = evaluation.exists() and evaluation.stat().st_mtime_ns >= trained
+    scores = json.loads(evaluation.read_text(encoding="utf-8")) if is_new else {}
+    answers = read("evaluation.jsonl" if is_new else "answers.jsonl").splitlines()[:SHOWN]
     was = run["settings"]
     base, data = named(was["base_model_path"])[0], named(was["dataset"])
     library = "peft" if (folder / "adapter_config.json").exists() else "transformers"
@@ -41,6 +71,7 @@ def write_card(folder: Path, home: Path, tokenizer: Tokenizer, readers: str = ""
     chat.append({"role": "user", "content": was.get("prompt_template", "{your message}")})
     how = {"tokenize": False, "add_generation_prompt": True, **was["chat_template_kwargs"]}
     settings = {key: was[key] for key in read_values([]) if key in was and key not in PLACES}
+    settings = {key: one for key, one in settings.items() if not Path(str(one)).is_absolute()}
     card = ModelCard.from_template(
         about,
         template_path=ROOT / "sft/card.md.jinja",
@@ -53,10 +84,15 @@ def write_card(folder: Path, home: Path, tokenizer: Tokenizer, readers: str = ""
         summary=summary,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         rows=re.sub("rows of .*, ", "rows, ", scores.get("rows", "")),
-        scores={Path(name).name: found for name, found in scores.get("models", {}).items()},
-        answers=[*map(json.loads, answers)],
+        scores=without_paths(scores.get("models", {})),
+        answers=[without_paths(json.loads(answer)) for answer in answers],
     )
-    (folder / "README.md").write_text(harmless(str(card)), encoding="utf-8")
+    return harmless(str(card))
+
+
+def without_paths(of_models: dict) -> dict:
+    """Those of the base and of this run's result: other models are named by their folders."""
+    return {name: one for name, one in of_models.items() if not re.search(r"[/\\]", name)}
 
 
 def named(places: str | list) -> list[str]:
@@ -70,7 +106,7 @@ def named(places: str | list) -> list[str]:
 def licence(base: str) -> dict[str, str]:
     """What the base's own card says of its licence; {} where there is none to be had."""
     file = Path(base, "README.md")
-    with suppress(OSError, ValueError, HTTPError):
+    with suppress(Exception):  # none, none to be had, or one that nobody can read
         data = ModelCard.load(file if file.exists() else base).data.to_dict()
         return {key: data[key] for key in data if re.match("license(_name|_link)?$", key)}
     return {}

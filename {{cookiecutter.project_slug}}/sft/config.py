@@ -42,6 +42,14 @@ EVALUATION = "needs an evaluation: test_size above 0 and an eval_strategy"
 BEST, OTHER_OPTIM = "needs load_best_model_at_end", "is read by other values of optim"
 UNUSED = "do_train do_eval do_predict enable_jit_checkpoint label_names use_cache"
 BY_METRIC = ("best", "reduce_lr_on_plateau", "greedy")
+
+
+def whole_batches(config: dict | str | None, settings: object) -> bool:
+    """Whether each process makes batches of its own, of `per_device_eval_batch_size`."""
+    ways = ("split_batches", "dispatch_batches")
+    return not isinstance(config, dict) or not any(map(config.get, ways))
+
+
 RULES = (  # keys; whether a value can work, `s` being all of them; what is said where it cannot
     (ABOVE_0, lambda n, s: n > 0, "must be above 0"),
     (FROM_0, lambda n, s: n >= 0, "must be 0 or above"),
@@ -61,6 +69,8 @@ RULES = (  # keys; whether a value can work, `s` being all of them; what is said
     ("hub_token", lambda _, s: False, "would be saved in a file; set HF_TOKEN in the environment"),
     ("save_only_model", lambda on, s: not on, "leaves nothing to resume from"),
     ("bf16_full_eval fp16_full_eval", lambda on, s: not on, "rounds what is saved after it"),
+    ("average_tokens_across_devices", lambda on, s: on, "weighs a token by its batch"),
+    ("accelerator_config", whole_batches, "takes neither split_batches nor dispatch_batches"),
     (UNUSED, lambda value, s: not value, "has no use here; remove it"),
 )
 NAMES = {bool: "true or false", int: "a whole number", float: "a number"}

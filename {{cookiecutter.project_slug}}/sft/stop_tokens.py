@@ -1,4 +1,4 @@
-"""Tokens that end a reply: read from the mask, and saved with the model for generation."""
+"""Where generation stops: tokens that end a reply, by the mask, and saved with the model."""
 
 from itertools import pairwise
 

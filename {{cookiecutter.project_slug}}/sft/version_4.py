@@ -22,11 +22,12 @@ def spell_for_version_4(folder: Path, args: ProjectArguments) -> str:
     """
     name = "tokenizer_config.json"
     old, new = of_base(name, args), json.loads((folder / name).read_text(encoding="utf-8"))
+    for one in (old, new):
+        if isinstance(one.get("extra_special_tokens"), list):  # a mapping of this name in version 4
+            one["additional_special_tokens"] = one.pop("extra_special_tokens")
     if new["tokenizer_class"] == UNKNOWN:
         known = old.get("tokenizer_class", UNKNOWN)
         new["tokenizer_class"] = "PreTrainedTokenizerFast" if known == UNKNOWN else known
-    if isinstance(new.get("extra_special_tokens"), list):  # version 4 has a mapping of this name
-        new["additional_special_tokens"] = new.pop("extra_special_tokens")
     new["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     inputs = {"model_input_names": ["input_ids", "attention_mask"]}  # else it adds token types
     (folder / name).write_text(json.dumps(inputs | old | new, indent=2), encoding="utf-8")
