@@ -23,7 +23,7 @@ UNTITLED = {  # files whose format has no room for a word on themselves
     "data/sample.jsonl": "example rows",
     "pyproject.toml": "dependencies and tools",
     "sft/answers.html.jinja": "page of answers",
-    "sft/card.md.jinja": "its text",
+    "sft/card.md.jinja": "card text",
     "sft/preview.html.jinja": "page of preview.py",
 }
 SKY = {  # SkyPilot's names of cards, and ours; all compute in bfloat16, so that one resumes another's run

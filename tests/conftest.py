@@ -106,6 +106,7 @@ PRELOAD = [  # imports alone: what computes starts threads, and a forked process
     *("cookiecutter.main", "rich.progress", "transformers.integrations.bitsandbytes"),
     *("rich._emoji_codes", "torch.nn.attention.varlen", "transformers.generation.streamers"),
     *("peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion"),
+    *("sacrebleu", "rouge_score.rouge_scorer"),
     *(
         f"transformers.models.{name}.modeling_{name}"
         for name in """apertus gemma3 glm4 granitemoehybrid llama mistral olmo3 phi3 qwen3

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import suppress
+from contextlib import chdir, suppress
 from importlib import import_module
 from multiprocessing import connection
 from pathlib import Path
@@ -135,8 +135,10 @@ def warm_up(chosen: list[dict], template: Path) -> None:
     for name in PRELOAD:
         import_module(name)
     from cookiecutter import hooks
+    from huggingface_hub import get_session
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    get_session()  # reads all certificates
     get_checkpoint_conversion_mapping("llama")  # builds a table for all models
     hooks.run_script = lambda *_: None
     for answers in {answer: one for one in chosen for answer in one.values()}.values():
@@ -148,19 +150,22 @@ def warm_up(chosen: list[dict], template: Path) -> None:
 
 
 def run_hook(script: str, cwd: str = ".") -> None:
-    """As cookiecutter runs it, but forked from a process that has its libraries."""
+    """As cookiecutter runs it, but in this process, which then forgets the project's modules."""
     from cookiecutter.exceptions import FailedHookException
 
-    def run() -> None:
-        os.chdir(cwd)
-        sys.path[0] = str(Path(script).parent)
-        runpy.run_path(script, run_name="__main__")
-
-    child = FORK.Process(target=run)
-    child.start()
-    child.join()
-    if child.exitcode:
-        raise FailedHookException(f"Hook script failed (exit status: {child.exitcode})")
+    path, folder = [*sys.path], Path(cwd).resolve()
+    sys.path[0] = str(Path(script).parent)
+    try:
+        with chdir(cwd):
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise FailedHookException(f"Hook script failed (exit status: {ended.code})") from None
+    finally:
+        sys.path[:] = path
+        for name, module in [*sys.modules.items()]:
+            if folder in Path(getattr(module, "__file__", None) or "").parents:
+                del sys.modules[name]
 
 
 def start(answers: dict, folder: Path, template: Path) -> tuple:

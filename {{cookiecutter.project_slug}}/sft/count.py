@@ -1,4 +1,4 @@
-"""A training step, counted on tensors without content: no GPU, the project's own code.
+"""A step's memory, counted on tensors without content: no GPU, the project's own code.
 
 PyTorch's fake tensors have a shape and no content. On them the real model takes a training step
 with this project's quantization, adapter, collator and Trainer, and each storage counts from the
