@@ -76,13 +76,14 @@ mutants: $(VENV)/installed
 	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check --no-cache --config ruff.toml .
-	$(BIN)/ruff format --no-cache --check --config ruff.toml .
+	$(BIN)/ruff check --no-cache --config pyproject.toml .
+	$(BIN)/ruff format --no-cache --check --config pyproject.toml .
 
 # one environment for the template's tests and for the projects they train, with exact versions
-$(VENV)/installed: requirements.txt constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar on --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"  # knows groups of dependencies
+	$(BIN)/pip install --progress-bar on --disable-pip-version-check --group test -c constraints.txt
 	@touch $@
 
 clean:

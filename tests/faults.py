@@ -82,7 +82,7 @@ class Fault:
 def formatted(text: str, template: Path) -> str:
     """As `ruff format` writes it, so that nobody notices a fault by its looks; "" if broken."""
     command = [sys.executable, "-m", "ruff", "format", "--no-cache", "--quiet"]
-    command += ["--config", str(template / "ruff.toml"), "-"]
+    command += ["--config", str(template / "pyproject.toml"), "-"]
     run = subprocess.run(command, input=text, capture_output=True, text=True)
     return run.stdout if run.returncode == 0 else ""
 
