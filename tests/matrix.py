@@ -28,10 +28,9 @@ from importlib import import_module
 from multiprocessing import connection
 from pathlib import Path
 
-from live_objects import check_live_objects, watch
-from rendering import check_render
-
 from conftest import PRELOAD, combinations, started
+from support.live_objects import check_live_objects, watch
+from support.rendering import check_render
 
 TESTS = Path(__file__).resolve().parent
 FORK = multiprocessing.get_context("fork")

@@ -4,14 +4,14 @@
     .venv/bin/python tests/mutants.py --all             every one
     .venv/bin/python tests/mutants.py --file adapter --kind "keyword dropped" --show
 
-Each fault (tests/faults.py makes them) is given, until something fails, to
+Each fault (tests/support/faults.py makes them) is given, until something fails, to
     matrix    one combination of answers that has the file, as tests/matrix.py runs it
     opposite  a second one, of which all other answers are different
     project   the generated project's own tests, for that combination
     template  the tests of this folder that run the broken function, cheapest first
 Results are kept in .mutants/: started again, it goes on. A fault that was noticed counts until the
 template changes; one that was not is tried again when a test does. Those that change nothing are
-listed, with the reason, in tests/mutants_that_change_nothing.md.
+listed, with the reason, in tests/support/mutants_that_change_nothing.md.
 
 mutmut breaks functions of an importable package and its pytest alone, and cosmic-ray starts a
 Python for each fault: neither knows files that Jinja includes, YAML, keywords, or a forked process
@@ -45,14 +45,14 @@ from pathlib import Path
 
 import matrix
 import yaml
-from faults import Fault, all_faults
 
 from conftest import MENUS, PROJECT, is_valid, started
+from support.faults import Fault, all_faults
 
 TESTS = Path(__file__).resolve().parent
 TEMPLATE = TESTS.parent
 KEPT = TEMPLATE / ".mutants"
-EXPLAINED = TESTS / "mutants_that_change_nothing.md"
+EXPLAINED = TESTS / "support" / "mutants_that_change_nothing.md"
 FORK = multiprocessing.get_context("fork")
 STAGES = ("matrix", "opposite", "project", "template")
 SOURCES = ("cookiecutter.json", "hooks", "templates", PROJECT.name)
@@ -319,8 +319,9 @@ def pytest_words(home: Path) -> list[str]:
 def forget_our_modules() -> None:
     """The tests' own modules: another copy of them is about to be imported."""
     sys.dont_write_bytecode = True
-    for path in TESTS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+    for path in TESTS.rglob("*.py"):
+        name = path.relative_to(TESTS).with_suffix("").as_posix().replace("/", ".")
+        sys.modules.pop(name.removesuffix(".__init__"), None)
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != TESTS]
 
 
@@ -562,7 +563,7 @@ class Run:
     def all(self, chosen: list[Fault]) -> list[tuple[Fault, str, str]]:
         """Each fault with the stage that noticed it, or "", and how."""
         ours = {"mutants.py", "faults.py"}
-        tests = digest(*(path for path in sorted(TESTS.glob("*.py")) if path.name not in ours))
+        tests = digest(*(path for path in sorted(TESTS.rglob("*.py")) if path.name not in ours))
         jobs, results = [], []
         for fault in chosen:
             key = digest(*self.sources, instead={fault.file: fault.broken(TEMPLATE)})
@@ -678,7 +679,7 @@ def identity(fault: Fault) -> tuple[str, str, str]:
 
 
 def explained() -> dict[tuple, str]:
-    """What tests/mutants_that_change_nothing.md says: by file, and by the line before and after."""
+    """What mutants_that_change_nothing.md says: by file, and by the line before and after."""
     reasons, file = {}, ""
     if not EXPLAINED.exists():
         return reasons

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from rendering import check_render
 
 from conftest import MENUS, in_project
+from support.rendering import check_render
 
 LAYERS = ["conv", "conv", "full_attention", "conv"]
 

@@ -52,7 +52,7 @@ def ask(home):
     prompts = json.dumps([json.loads(line)["dialogue"] for line in lines])
 
     def ask(way: str, folder: str, **variables: str) -> list | str:
-        words = [str(TEMPLATE / "tests/askers.py"), way, str(home / "outputs" / folder)]
+        words = [str(TEMPLATE / "tests/support/askers.py"), way, str(home / "outputs" / folder)]
         return json.loads(run(home, *words, text=prompts, **variables).splitlines()[-1])
 
     return ask

@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from masks import CHATML, CONTROL, THINKING, TWO_TURNS, chat, judged, with_options
 
 from conftest import in_project
+from support.masks import CHATML, CONTROL, THINKING, TWO_TURNS, chat, judged, with_options
 
 
 @pytest.fixture(scope="module")

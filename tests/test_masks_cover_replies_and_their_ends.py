@@ -1,7 +1,9 @@
 """The mask on chat templates of every shape: each reply and its end, to the token."""
 
 import pytest
-from masks import (
+
+from conftest import in_project
+from support.masks import (
     CHATML,
     CONTROL,
     FAMILIES,
@@ -13,8 +15,6 @@ from masks import (
     trained,
     with_options,
 )
-
-from conftest import in_project
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,18 @@
 """Control tokens in a row's own words are refused or spelled out; none of them ends a turn."""
 
 import pytest
-from masks import CHATML, CONTROL, FAMILIES, TWO_TURNS, chat, tokenizer_with, trained, with_options
 
 from conftest import in_project
+from support.masks import (
+    CHATML,
+    CONTROL,
+    FAMILIES,
+    TWO_TURNS,
+    chat,
+    tokenizer_with,
+    trained,
+    with_options,
+)
 
 
 @pytest.fixture(scope="module")

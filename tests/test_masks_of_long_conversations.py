@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from masks import CHATML, CONTROL, chat, tokenizer_with, trained, with_options
 
 from conftest import in_project
+from support.masks import CHATML, CONTROL, chat, tokenizer_with, trained, with_options
 
 
 @pytest.fixture(scope="module")

@@ -202,7 +202,9 @@ def fingerprints(several: list) -> list[str]:
 def test_the_count_is_near_the_formula_that_it_replaced(memory):
     """Of 300 drawn configurations those with weights in 16 or 32 bits. For quantized weights the
     formula had casts of LoRA's inputs that a GPU does not make; a GPU's peaks judge there."""
-    drawn = json.loads((TEMPLATE / "tests/memory_of_the_formula.json").read_text(encoding="utf-8"))
+    drawn = json.loads(
+        (TEMPLATE / "tests/support/memory_of_the_formula.json").read_text(encoding="utf-8")
+    )
     off = []
     for one in drawn:
         if one["structure"].startswith("none"):
@@ -248,7 +250,7 @@ def test_the_count_is_near_what_an_h200_measured(memory):
 def test_measured_peaks(
     bake_once, memory, tmp_path, gigabytes, bytes_a_logit, name, quantization, lora_targets, batch
 ):
-    models = json.loads((TEMPLATE / "tests" / "models.json").read_text(encoding="utf-8"))
+    models = json.loads((TEMPLATE / "tests/support/models.json").read_text(encoding="utf-8"))
     shape = models[name]["config"]
     (tmp_path / "config.json").write_text(json.dumps(shape))
     project = bake_once.project(quantization=quantization, lora_targets=lora_targets)

@@ -133,10 +133,9 @@ def test_no_code_of_a_model_may_run(project):
 
 
 def under_a_template(template: str) -> str:
-    from masks import CONTROL, chat, tokenizer_with
-
     from sft.mask import encode
     from sft.mask import template as limits
+    from support.masks import CONTROL, chat, tokenizer_with
 
     limits.MOST_SECONDS = 1
     try:
@@ -159,12 +158,12 @@ def test_a_chat_template_without_end_for_some_row_is_stopped(bake_once, processe
 
 def rows_under_a_template(template: str, processes: int) -> str:
     from datasets import Dataset
-    from masks import CONTROL, chat, tokenizer_with
 
     from sft.config import load_config
     from sft.examples import encode_rows
     from sft.mask import batch
     from sft.mask import template as asked
+    from support.masks import CONTROL, chat, tokenizer_with
 
     batch.MOST_SECONDS = asked.MOST_SECONDS = 1
     rows = [{"messages": chat(f"user: {word}", "assistant: Hello")} for word in ("go", "stop")]

@@ -6,7 +6,9 @@
 import json
 
 import pytest
-from masks import (
+
+from conftest import in_project
+from support.masks import (
     CHATML,
     CONTROL,
     THINKING,
@@ -18,8 +20,6 @@ from masks import (
     trained,
     with_options,
 )
-
-from conftest import in_project
 
 EMPTY = "<think>\n\n</think>\n\n"
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from bad_rows import FILES, TURNS
-from fake_hub import serve
 
 from conftest import in_project
+from support.bad_rows import FILES, TURNS
+from support.fake_hub import serve
 
 GOOD = [{"dialogue": f"d{n}", "summary": f"s{n}"} for n in range(4)]
 

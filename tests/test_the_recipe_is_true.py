@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from cookiecutter.main import cookiecutter
-from rendering import check_render
 
 from conftest import MENUS, PROJECT, TEMPLATE, config_of, in_project
+from support.rendering import check_render
 
 ROWS = [{"question": f"What is {n} plus {n}?", "answer": f"It is {2 * n}."} for n in range(12)]
 QUESTIONS = '''"""One row is one question of a quiz, and its answer."""

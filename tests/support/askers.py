@@ -1,6 +1,8 @@
 """The ways in which users ask a handed-on model, each in a process of its own.
 
-python tests/askers.py WAY FOLDER    prompts as JSON from stdin, [[answer, whether it stopped], ...]
+python tests/support/askers.py WAY FOLDER
+
+reads prompts as JSON from stdin and prints [[answer, whether it stopped], ...]
 """
 
 import json

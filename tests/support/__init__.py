@@ -1,0 +1,1 @@
+"""What several tests, or the programs beside them, share."""
