@@ -2,7 +2,7 @@
 # make quick: few combinations, in which every pair of answers occurs.   make test: everything is tested.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 MODEL := $(VENV)/SmolLM2-135M-Instruct
 HANDOVER := $(VENV)/handover
 export HF_HUB_OFFLINE := 1
@@ -82,7 +82,7 @@ lint: $(VENV)/installed
 # one environment for the template's tests and for the projects they train, with exact versions
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"  # knows groups of dependencies
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"  # knows groups of dependencies
 	$(BIN)/pip install --progress-bar on --disable-pip-version-check --group test -c constraints.txt
 	@touch $@
 

@@ -99,7 +99,8 @@ def bake_once(cookies_session):
 
 # ---------------------------------------------------------------- running a project by itself
 
-FORKS = multiprocessing.get_context("forkserver")
+WAYS = multiprocessing.get_all_start_methods()  # Windows has only spawn
+FORKS = multiprocessing.get_context("forkserver" if "forkserver" in WAYS else "spawn")
 PRELOAD = [  # imports alone: what computes starts threads, and a forked process has none of them
     *("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate"),
     *("matplotlib.pyplot", "transformers.trainer", "datasets.packaged_modules.json.json"),
@@ -113,7 +114,8 @@ PRELOAD = [  # imports alone: what computes starts threads, and a forked process
         smollm3""".split()
     ),
 ]
-FORKS.set_forkserver_preload(PRELOAD)
+if "forkserver" in WAYS:
+    FORKS.set_forkserver_preload(PRELOAD)
 
 
 def started(context, function, *args) -> tuple:

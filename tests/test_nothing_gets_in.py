@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from conftest import in_project
+from conftest import TEMPLATE, in_project
 
 # clipboard, title, colours, C1's own forms, a carriage return, reordered and hidden text
 HOSTILE = (
@@ -98,11 +98,13 @@ def cleaned(text: str) -> str:
 
 
 def test_the_ci_may_only_read_and_its_actions_are_pinned(project):
-    text = (project / ".github/workflows/test.yml").read_text(encoding="utf-8")
-    workflow = yaml.safe_load(text)
-    assert workflow["permissions"] == {"contents": "read"}
-    uses = [step["uses"] for step in workflow["jobs"]["test"]["steps"] if "uses" in step]
-    assert uses and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", each) for each in uses)
+    for folder in (project, TEMPLATE):
+        (file,) = (folder / ".github/workflows").iterdir()
+        workflow = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert workflow["permissions"] == {"contents": "read"}
+        (job,) = workflow["jobs"].values()
+        uses = [step["uses"] for step in job["steps"] if "uses" in step]
+        assert uses and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", each) for each in uses)
 
 
 def saved(umask: int) -> list[str]:
