@@ -164,6 +164,23 @@ def test_what_cannot_be_counted_is_refused_in_a_sentence(bake_once, tmp_path):
         assert said in run.stderr.splitlines()[-1]
 
 
+def test_a_count_without_end_is_ended(bake_once, tmp_path):
+    project = bake_once.project(quantization="none", project_slug="kinds")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba"}))
+    assert in_project(project, counted_in_no_time, str(tmp_path)) == (
+        "Not counted in 0.1 seconds; only a GPU can tell its memory."
+    )
+
+
+def counted_in_no_time(model: str) -> str:
+    from sft import memory
+
+    memory.LIMIT = 0.1
+    with pytest.raises(memory.NoCount) as refused:
+        memory.count_for([f"--base_model_path={model}"])
+    return str(refused.value)
+
+
 def test_what_its_owner_changes_is_counted(bake_once, tmp_path):
     small = MENUS["base_model"][-1]
     project = bake_once.project(project_slug="dora", base_model=small, quantization="none")

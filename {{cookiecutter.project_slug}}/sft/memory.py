@@ -27,6 +27,7 @@ MARGIN = 1.15  # the allocator reserves more than is in use: 1.06 to 1.25 times 
 FUSED, PAGED = "adamw_torch_fused", "paged_adamw_8bit"
 COUNTS = ROOT / "base_model" / "memory.json"
 KEPT = 20  # counts; the oldest go
+LIMIT = 600  # seconds for a count, which mostly takes 30
 DEFAULTS = {  # where config.yaml does not say
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -135,7 +136,11 @@ def count_for(overrides: list[str]) -> dict:
     alone = {name: value for name, value in os.environ.items() if name not in launcher}
     alone["CUDA_VISIBLE_DEVICES"] = ""  # its torch must not see the GPU
     command = [sys.executable, "-m", "sft.count", *overrides]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=alone)
+    how = {"capture_output": True, "text": True, "cwd": ROOT, "env": alone, "timeout": LIMIT}
+    try:
+        run = subprocess.run(command, **how)
+    except subprocess.TimeoutExpired:
+        raise NoCount(f"Not counted in {LIMIT} seconds; only a GPU can tell its memory.") from None
     if run.returncode:
         raise NoCount((run.stderr.strip().splitlines() or ["The count was killed."])[-1])
     made = json.loads(run.stdout.splitlines()[-1])
