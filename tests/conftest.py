@@ -5,10 +5,12 @@ import json
 import multiprocessing
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from cookiecutter import generate
 from cookiecutter.environment import StrictEnvironment
 
 TEMPLATE = Path(__file__).resolve().parent.parent
@@ -50,8 +52,9 @@ def name_of(answers: dict) -> str:
     return "-".join(answer.split("/")[-1] for answer in answers.values())
 
 
-def compile_each_text_once() -> None:
-    """Cookiecutter has Jinja compile all files and their names anew for every project."""
+def look_at_each_file_once() -> None:
+    """Cookiecutter compiles all files and their names anew for every project, and looks at each."""
+    generate.is_binary = cache(generate.is_binary)
     compiled, compile_now = {}, StrictEnvironment.compile
 
     def compiling(environment, source, name=None, filename=None):
@@ -62,7 +65,7 @@ def compile_each_text_once() -> None:
     StrictEnvironment.compile = compiling
 
 
-compile_each_text_once()
+look_at_each_file_once()
 
 
 class Bakery:

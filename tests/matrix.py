@@ -11,6 +11,8 @@ billion parameters, would train the same program on the same model, and one of t
 """
 
 import argparse
+import ast
+import functools
 import gc
 import hashlib
 import itertools
@@ -141,9 +143,12 @@ def warm_up(chosen: list[dict], template: Path) -> None:
     get_session()  # reads all certificates
     get_checkpoint_conversion_mapping("llama")  # builds a table for all models
     hooks.run_script = lambda *_: None
+    ast.parse = functools.cache(ast.parse)  # the hook reads all docstrings
     for answers in {answer: one for one in chosen for answer in one.values()}.values():
         with tempfile.TemporaryDirectory() as home, suppress(AssertionError):
-            bake(answers, Path(home), template)  # for Jinja's sake; a failure is reported later
+            project = bake(answers, Path(home), template)  # a failure is reported later
+            for file in project.rglob("*.py"):
+                ast.parse(file.read_text(encoding="utf-8"))
     hooks.run_script = run_hook
     gc.collect()
     gc.freeze()
@@ -153,7 +158,7 @@ def run_hook(script: str, cwd: str = ".") -> None:
     """As cookiecutter runs it, but in this process, which then forgets the project's modules."""
     from cookiecutter.exceptions import FailedHookException
 
-    path, folder = [*sys.path], Path(cwd).resolve()
+    path, folder = [*sys.path], f"{Path(cwd).resolve()}{os.sep}"
     sys.path[0] = str(Path(script).parent)
     try:
         with chdir(cwd):
@@ -164,7 +169,7 @@ def run_hook(script: str, cwd: str = ".") -> None:
     finally:
         sys.path[:] = path
         for name, module in [*sys.modules.items()]:
-            if folder in Path(getattr(module, "__file__", None) or "").parents:
+            if str(getattr(module, "__file__", "")).startswith(folder):
                 del sys.modules[name]
 
 

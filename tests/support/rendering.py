@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,30 +73,34 @@ def expected_files(answers: dict) -> set[str]:
     return {name for name in names if ONLY_WITH.get(name, lambda _: True)(answers)}
 
 
-def check_foreign(contents: dict[str, str], answers: dict) -> None:
+def foreign_words(name: str, text: str) -> dict[str, str]:
+    """Of which answers a file speaks, as "prompt: answer", and where."""
+    text, found = re.sub(ALLOWED.get(name, r"(?!)"), "", text), {}
+    for prompt in FOREIGN if not re.fullmatch(GENERAL, name) else ():
+        for answer, word in FOREIGN[prompt].items():
+            if where := re.search(word, text):
+                line = text[: where.start()].count("\n") + 1
+                found[f"{prompt}: {answer}"] = f"{name}, line {line}, says {where[0]!r}"
+    return found
+
+
+def check_foreign(found: list[dict[str, str]], answers: dict) -> None:
     """No file speaks of an answer that was not chosen."""
-    lora = answers["lora_targets"] != "full"
-    chosen = {*answers.values(), *(["attention"] if lora else [])}
-    words = [
-        (answer, re.compile(word))
-        for prompt in FOREIGN
-        for answer, word in FOREIGN[prompt].items()
-        if answer not in chosen and answers[prompt] in MENUS[prompt]  # a dummy may share words
-    ]
-    for name, text in contents.items():
-        if not re.fullmatch(GENERAL, name):
-            text = re.sub(ALLOWED.get(name, r"(?!)"), "", text)
-            for answer, word in words:
-                found = word.search(text)
-                line = found and text[: found.start()].count("\n") + 1
-                assert not found, f"{name}, line {line} speaks of {answer}: {found[0]!r}"
+    chosen = {f"{prompt}: {answer}" for prompt, answer in answers.items()}
+    if answers["lora_targets"] != "full":
+        chosen.add("lora_targets: attention")
+    known = {prompt for prompt in FOREIGN if answers[prompt] in MENUS[prompt]}
+    for words in found:
+        for answer, where in words.items():
+            is_known = answer.split(": ")[0] in known  # a dummy may share words
+            assert answer in chosen or not is_known, f"{where}, which is of {answer}"
 
 
 def check_render(project: Path, answers: dict, seen: Path) -> None:
     """The exact files, no residue of the template, each in its own language, linted, formatted.
 
     Args:
-        seen: a folder of notes; what is said there to be right is not looked at again.
+        seen: a folder of notes on files that are right, each of which answers it speaks of.
     """
     files = {path.relative_to(project).as_posix(): path for path in project.rglob("*")}
     files = {name: path for name, path in files.items() if path.is_file()}
@@ -108,16 +113,21 @@ def check_render(project: Path, answers: dict, seen: Path) -> None:
         for name, content in contents.items()
     }
     new = [name for name in files if not notes[name].exists()]
+    found = {name: json.loads(notes[name].read_text()) for name in files.keys() - {*new}}
     for name in new:
-        check_text(name, contents[name].decode("utf-8"))
-    check_foreign({name: contents[name].decode("utf-8") for name in files}, answers)
+        text = contents[name].decode("utf-8")
+        check_text(name, text)
+        found[name] = foreign_words(name, text)
+    check_foreign(list(found.values()), answers)
     python = [str(files[name]) for name in new if name.endswith(".py")]
     for command in (["check"], ["format", "--check"]) if python else ():
         ruff = [sys.executable, "-m", "ruff", *command, "--no-cache", "--quiet", *python]
         run = subprocess.run(ruff, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
     for name in new:
-        notes[name].touch()
+        whole = notes[name].with_name(f"{notes[name].name}.{os.getpid()}")
+        whole.write_text(json.dumps(found[name]))
+        whole.replace(notes[name])  # never half a note
 
 
 def check_text(name: str, text: str) -> None:
