@@ -96,10 +96,11 @@ def test_longer_rows_and_larger_batches_need_it_sooner(lora):
 def test_a_model_that_cannot_be_counted_recomputes(lora, full, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba9"}')
     for project in (lora, full):
-        options = (project, card(141), f"--base_model_path={tmp_path}")
-        assert chosen(*options)["activation_checkpointing"] is True
-        assert chosen(*options).get("optim") in (None, FUSED)
-        assert "activation checkpointing (not counted)" in said(*options)
+        words = [f"--base_model_path={tmp_path}"]
+        values, line = in_project(project, choose, card(141), words)
+        assert values["activation_checkpointing"] is True
+        assert values.get("optim") in (None, FUSED)
+        assert "activation checkpointing (not counted)" in line
 
 
 def test_spread_over_cards_nothing_is_counted(full):
