@@ -27,8 +27,10 @@ import time
 import traceback
 from contextlib import chdir, suppress
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from multiprocessing import connection
 from pathlib import Path
+from types import CodeType
 
 from conftest import PRELOAD, WAYS, combinations, started
 from support.live_objects import check_live_objects, watch
@@ -144,14 +146,32 @@ def warm_up(chosen: list[dict], template: Path) -> None:
     get_checkpoint_conversion_mapping("llama")  # builds a table for all models
     hooks.run_script = lambda *_: None
     ast.parse = functools.cache(ast.parse)  # the hook reads all docstrings
+    compile_each_text_once()
     for answers in {answer: one for one in chosen for answer in one.values()}.values():
         with tempfile.TemporaryDirectory() as home, suppress(AssertionError):
             project = bake(answers, Path(home), template)  # a failure is reported later
             for file in project.rglob("*.py"):
                 ast.parse(file.read_text(encoding="utf-8"))
+                SourceFileLoader("", "").source_to_code(file.read_bytes(), "")
     hooks.run_script = run_hook
     gc.collect()
     gc.freeze()
+
+
+def compile_each_text_once() -> None:
+    """A module's text is mostly that of another project's."""
+    compile_now, compiled = SourceFileLoader.source_to_code, {}
+
+    def compiling(loader, data, path, **kwargs):
+        if data not in compiled:
+            compiled[data] = compile_now(loader, data, path, **kwargs)
+        return moved(compiled[data], path)
+
+    def moved(code: CodeType, path: str) -> CodeType:
+        inner = (moved(one, path) if isinstance(one, CodeType) else one for one in code.co_consts)
+        return code.replace(co_filename=path, co_consts=tuple(inner))
+
+    SourceFileLoader.source_to_code = compiling
 
 
 def run_hook(script: str, cwd: str = ".") -> None:
