@@ -11,7 +11,7 @@ from rendering import check_render
 
 from conftest import MENUS, PROJECT, TEMPLATE, in_project, is_valid
 
-PAGES = ["README.md"]
+PAGES = ["README.md", "docs/tutorial.md"]
 CHINESE = yaml.safe_load((TEMPLATE / "templates/zh-CN.yaml").read_text(encoding="utf-8"))
 # what an answer needs of the others, beside answers that are no menu's but change the README
 NEEDS = ({}, {"quantization": "none"}, {"collator": "language_modeling"})
