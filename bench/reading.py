@@ -1,6 +1,6 @@
 """How long a generated project takes to read, and how much Python there is.
 
-    .venv/bin/python bench/reading.py              the default project; README.md gets its figures
+    .venv/bin/python bench/reading.py              the default project; the READMEs get its figures
     .venv/bin/python bench/reading.py FOLDER       a project that is there already
 
 Minutes are lines of code / 60 + words of comment and docstring / 250; text is words / 250. The path
@@ -32,10 +32,13 @@ GROUPS = {
     "other": r".*",
 }
 LIMIT_MINUTES, GOAL_LINES = 20, 3400
-README = TEMPLATE / "README.md"
-CLAIM = (
-    r"takes [\d.]+ minutes to read, and\s+all Python, tests included, is [\d,]+ lines in \d+ files"
-)
+# the sentence of each README that says so: minutes, lines, files
+CLAIMS = {
+    TEMPLATE / "README.md": "takes {:.1f} minutes to read, and\n"
+    "  all Python, tests included, is {:,} lines in {} files",
+    TEMPLATE / "README.zh-CN.md": "读完需要 {:.1f} 分钟；\n"
+    "  全部 Python 代码（含测试）共 {:,} 行、{} 个文件",
+}
 
 
 @dataclass
@@ -104,12 +107,10 @@ def total(readings: dict[str, Reading]) -> Reading:
     return Reading(*(sum(getattr(one, key) for one in every) for key in ("lines", "code", "words")))
 
 
-def claim(path: dict[str, Reading], python: dict[str, Reading]) -> str:
-    """The sentence of README.md, with these figures."""
-    return (
-        f"takes {total(path).minutes:.1f} minutes to read, and\n  all Python, tests included, is "
-        f"{total(python).lines:,} lines in {len(python)} files"
-    )
+def claims(path: dict[str, Reading], python: dict[str, Reading]) -> dict[Path, str]:
+    """The sentence of each README, with these figures."""
+    figures = (total(path).minutes, total(python).lines, len(python))
+    return {readme: words.format(*figures) for readme, words in CLAIMS.items()}
 
 
 def bake(folder: str) -> Path:
@@ -141,8 +142,11 @@ def main(argv: list[str]) -> None:
         show(group, total({n: left.pop(n) for n in [*left] if re.fullmatch(names, n)}))
     show(f"{len(python)} files (goal {GOAL_LINES:,})", total(python))
     if not argv:
-        text = re.sub(CLAIM, lambda _: claim(path, python), README.read_text(encoding="utf-8"))
-        README.write_text(text, encoding="utf-8")
+        for readme, claim in claims(path, python).items():
+            text = readme.read_text(encoding="utf-8")
+            figures = re.split(r"{.*?}", CLAIMS[readme])
+            was = re.search(r"[\d.,]+".join(map(re.escape, figures)), text)[0]
+            readme.write_text(text.replace(was, claim), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
 """Put the file tree and the memory table into the new README; show the memory and what is next."""
 
 import ast
+import hashlib
 import json
 import os
 import re
 import sys
 from pathlib import Path
 
+import yaml
+
+LANGUAGE = {{ cookiecutter._language | tojson }}
+# this file is rendered in the template's folder, and run elsewhere; Jinja's lipsum knows os
+TEMPLATES = Path({{ lipsum.__globals__.os.getcwd() | tojson }}, "templates")
 SLUG = {{ cookiecutter.project_slug | tojson }}
 
 sys.dont_write_bytecode = True
@@ -30,6 +36,36 @@ SKY = {  # SkyPilot's names of cards, and ours; all compute in bfloat16, so that
     "L4": "l4", "A10G": "a10g", "L40S": "l40s", "A100-80GB": "a100", "H100": "h100", "H200": "h200",
 }  # fmt: skip
 UNLISTED = ("LICENSE", "README.md", "sft/__init__.py")
+LOW_RANK = """\
+A matrix of {size:,} x {size:,} has {whole:,} weights. LoRA leaves them as they are and adds the product of
+{size:,} x {r} and {r} x {size:,}: {trained:,} weights to train, {fewer:.0%} fewer. Only they need
+gradients and the optimizer's averages. At first the product is zero, so training begins at the base model.
+"""
+CARDS = "Bold: the smallest card (GB) that fits; in brackets: tight."
+
+said = {"words": {}, "docstrings": {}}
+if LANGUAGE != "en":
+    said = yaml.safe_load((TEMPLATES / f"{LANGUAGE}.yaml").read_text(encoding="utf-8"))
+
+
+def word(text):
+    """The same in the project's language; what has no translation stays English."""
+    return said["words"].get(text, text)
+
+
+def translate_docstrings():
+    """A translation is found by the hash of its English: one that is out of date changes nothing."""
+    texts = {key.split()[-1]: text for key, text in said["docstrings"].items()}
+    for path in Path().rglob("*.py"):
+        before, *rest = path.read_text(encoding="utf-8").split('"""', 2)
+        key = hashlib.sha256(rest[0].encode()).hexdigest()[:8] if rest and not before else None
+        if key in texts:
+            path.write_text('"""'.join([before, texts[key], rest[1]]), encoding="utf-8")
+
+
+def first_line(path):
+    """The first line of a file's docstring: what it says of the answer that chose it."""
+    return ast.get_docstring(ast.parse(Path(path).read_text(encoding="utf-8"))).split("\n")[0]
 
 
 def title(name, text):
@@ -39,7 +75,7 @@ def title(name, text):
     else:
         text = re.sub(r"^#!.*\n", "", text)
         words = UNTITLED.get(name) or (text[2:] if text.startswith("# ") else "")
-    return re.split(r"[:,.?]\s|\n| that ", words + "\n")[0].rstrip(".")
+    return word(re.split(r"[:,.?]\s|[：，。？]|\n| that ", words + "\n")[0].rstrip("."))
 
 
 def tree():
@@ -63,7 +99,7 @@ def tree():
 def memory_table(step):
     """The README's table: GB by batch size and length, and the smallest card for each."""
     lines = [
-        f"| GB at the peak | {' | '.join(f'{length} tokens' for length in vram.LENGTHS)} |",
+        f"| {word('GB at the peak')} | {' | '.join(f'{length} tokens' for length in vram.LENGTHS)} |",
         "|---|" + "---|" * len(vram.LENGTHS),
     ]
     for batch in vram.BATCHES:
@@ -71,13 +107,13 @@ def memory_table(step):
         for length in vram.LENGTHS:
             one = step.memory(**{vram.BATCH: batch, vram.LENGTH: length})
             fits, tight = vram.smallest(one), vram.smallest(one, ("fits", "tight"))
-            card = f"**{fits}**" if fits else "no card"
+            card = f"**{fits}**" if fits else word("no card")
             cells.append(f"{vram.gb(one.peak)} → {card}" + (f" ({tight})" if tight != fits else ""))
-        lines.append(f"| batch size {batch} | {' | '.join(cells)} |")
+        lines.append(f"| {word('batch size')} {batch} | {' | '.join(cells)} |")
     return "\n".join([
         *lines,
         "",
-        "Bold: the smallest card (GB) that fits; in brackets: tight.",
+        word(CARDS),
         "",
     ])
 
@@ -85,8 +121,8 @@ def memory_table(step):
 def precision(step):
     """How much the model's weights take in each number format."""
     sizes = {"float32": 4, "bfloat16, float16": 2, "int8": 1, "4 bits": 0.5}
-    rows = [f"| {name} | {step.memory().parameters * size / memory.GB:.1f} |" for name, size in sizes.items()]
-    return "\n".join(["| each of this model's weights in | GB |", "|---|---|", *rows, ""])
+    rows = [f"| {word(name)} | {step.memory().parameters * size / memory.GB:.1f} |" for name, size in sizes.items()]
+    return "\n".join(["| {} | GB |".format(word("each of this model's weights in")), "|---|---|", *rows, ""])
 
 
 def low_rank():
@@ -96,11 +132,8 @@ def low_rank():
     if not size:  # the shape of another model than the menu's is not known here
         return f"{none}\n"
     whole, trained = size * size, 2 * size * r
-    return (
-        f"A matrix of {size:,} x {size:,} has {whole:,} weights. LoRA leaves them as they are and adds the product of\n"
-        f"{size:,} x {r} and {r} x {size:,}: {trained:,} weights to train, {1 - trained / whole:.0%} fewer. Only they need\n"
-        "gradients and the optimizer's averages. At first the product is zero, so training begins at the base model.\n"
-    )
+    figures = {"whole": whole, "trained": trained, "fewer": 1 - trained / whole}
+    return word(LOW_RANK).format(size=size, r=r, **figures)
 
 
 def counted_step():
@@ -112,8 +145,9 @@ def counted_step():
     return vram.Step([])
 
 
+translate_docstrings()
 step = counted_step()
-none = f"{memory.NO_FIGURE}: python vram.py counts it in the installed project."
+none = word(f"{memory.NO_FIGURE}: python vram.py counts it in the installed project.")
 table = memory_table(step) if step else f"{none}\n"
 lessons = Path("LESSONS.md")
 text = lessons.read_text(encoding="utf-8")
@@ -127,6 +161,7 @@ if step:
 readme = Path("README.md")
 text = readme.read_text(encoding="utf-8")
 text = text.replace("<!-- memory table -->\n", table)
+text = re.sub(r"<!-- (sft/\w+\.py) -->", lambda found: first_line(found[1]), text)
 readme.write_text(text.replace("<!-- file tree -->\n", tree()), encoding="utf-8")
 
 if hasattr(sys.stdout, "reconfigure"):  # the bars, on Windows too

@@ -37,6 +37,9 @@ def unknown_answer(answers):
     for name, offered in menus.items():
         if isinstance(offered, list) and not name.startswith("_") and answers[name] not in offered:
             return f"{name} is {answers[name]!r}, which is not offered; choose one of {', '.join(offered)}."
+    languages = ["en", *sorted(file.stem for file in TEMPLATE.glob("templates/*.yaml"))]
+    if answers["_language"] not in languages:
+        return f"_language {answers['_language']!r} is not offered; choose one of {', '.join(languages)}."
     return None
 
 

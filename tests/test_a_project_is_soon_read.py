@@ -1,4 +1,4 @@
-"""A project is read in the time that README.md says, and within the limits of bench/reading.py."""
+"""A project is read in the time that the READMEs say, and within the limits of bench/reading.py."""
 
 import sys
 
@@ -15,9 +15,10 @@ def project(bake_once):
     return bake_once.project(project_slug="my-sft")
 
 
-def test_the_readme_has_the_figures_that_are_measured(project):
-    claim = reading.claim(reading.path_of_a_row(project), reading.all_python(project))
-    assert claim in reading.README.read_text(encoding="utf-8"), "make reading writes them"
+def test_the_readmes_have_the_figures_that_are_measured(project):
+    claims = reading.claims(reading.path_of_a_row(project), reading.all_python(project))
+    for readme, claim in claims.items():
+        assert claim in readme.read_text(encoding="utf-8"), "make reading writes them"
 
 
 CODE = '''"""Two words."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def test_a_replayed_project_is_identical(tmp_path):
     config.write_text(f"replay_dir: {json.dumps(str(tmp_path))}\n")
     command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--config-file", str(config)]
     answers = ["project_name=Mine, 'quoted' and \"quoted\"", "collator=padding_free"]
+    answers.append("_language=zh-CN")
     for name, options in {"first": ["--no-input", *answers], "again": ["--replay"]}.items():
         run = [*command[:4], *options, *command[4:], "--output-dir", str(tmp_path / name)]
         subprocess.run(run, check=True, capture_output=True)
@@ -98,9 +100,14 @@ def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
     assert not list(project.rglob("*.rej")) and not list(project.rglob("*.orig"))
 
 
-def test_another_answer_reaches_a_project_and_keeps_its_edits(template, tmp_path):
+COLLATOR = {"en": "transformers' own `Data", "zh-CN": "使用 transformers 自带的 `Data"}
+
+
+@pytest.mark.parametrize("language", COLLATOR)
+def test_another_answer_reaches_a_project_and_keeps_its_edits(template, tmp_path, language):
     """The second exercise of LESSONS.md, command by command, in a project that knows no cruft."""
     command = ["cookiecutter", str(template), "--no-input", "lora_targets=mlp"]
+    command.append(f"_language={language}")
     subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, check=True, capture_output=True)
     project = tmp_path / "my-sft"
     lesson = (project / "LESSONS.md").read_text(encoding="utf-8")
@@ -111,11 +118,13 @@ def test_another_answer_reaches_a_project_and_keeps_its_edits(template, tmp_path
     replace(project / "train.py", 'say("6. Train")', 'say("6. Train, and watch")')
     commit(project, "my own edits")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path}
+    env |= dict(re.findall(r"^   export (\w+)=(\S+)", lesson, re.MULTILINE))
     for line in (link, update):
-        env = {**os.environ, "PATH": path}
         subprocess.run(line, cwd=project, shell=True, env=env, check=True, capture_output=True)
         commit(project, "as it is now")
-    assert "DataCollatorForSeq2Seq`." in (project / "sft/collator.py").read_text(encoding="utf-8")
+    for name in ("sft/collator.py", "README.md"):
+        assert COLLATOR[language] in (project / name).read_text(encoding="utf-8")
     config = (project / "config.yaml").read_text(encoding="utf-8")
     assert "num_train_epochs: 7" in config and "[mlp]" in config
     assert 'say("6. Train, and watch")' in (project / "train.py").read_text(encoding="utf-8")
