@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rendering import check_render
 
 from conftest import MENUS, PROJECT, TEMPLATE, in_project, is_valid
+from support.rendering import check_render
 
 PAGES = ["README.md", "docs/tutorial.md"]
 CHINESE = yaml.safe_load((TEMPLATE / "templates/zh-CN.yaml").read_text(encoding="utf-8"))
