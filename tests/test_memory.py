@@ -355,6 +355,26 @@ def test_advice_that_is_taken_fits(project):
     assert "No value fits 3 GB" in vram(project, "--card", "3")
 
 
+def on_each_of(several: list[int]) -> list[dict]:
+    import vram
+
+    return [vram.Step([], cards=cards).memory().parts for cards in several]
+
+
+@pytest.mark.parametrize("lora_targets", ["attention", "full"])
+def test_spread_over_cards_each_holds_its_share_and_what_it_gathers(bake_once, lora_targets):
+    """make cards holds this against what PyTorch tracks."""
+    answers = {"quantization": "none", "lora_targets": lora_targets}
+    project = bake_once.project(project_slug="-".join(answers.values()), **answers)
+    whole, half, eighth = in_project(project, on_each_of, [1, 2, 8])
+    for part in whole:
+        if re.match("base|adapter|optimizer|gradients", part):
+            assert whole[part] == pytest.approx(2 * half[part]) == pytest.approx(8 * eighth[part])
+    for part in ("logits and loss", "activations kept"):  # less autocast's copies of weights
+        assert whole[part] >= half[part] == eighth[part] > 0
+    assert half["gathered"] == eighth["gathered"] > 0 and "gathered" not in whole
+
+
 def test_the_lesson_is_in_figures_of_this_model(project):
     said = vram(project, "--lesson")
     assert "122.1" in said and "95.4" in said and "43,646,976 of 8,190,735,360" in said
@@ -365,6 +385,8 @@ def test_the_lesson_is_in_figures_of_this_model(project):
     [
         (["--card", "5091x"], "There is no card '5091x'"),
         (["--max_lenght", "512"], "the nearest is 'max_length'"),
+        (["--cards", "4"], "quantized weights are not spread over cards: each holds the whole"),
+        (["--cards", "0"], "--cards is how many there are, not 0"),
         (["--base_model_path", "nobody/has-this"], "check the name and the network"),
     ],
 )

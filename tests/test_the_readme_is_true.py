@@ -22,6 +22,7 @@ PROJECTS = {
 OPTIONS = {
     "base",
     "card",
+    "cards",
     "enable",
     "lesson",
     "lora",

@@ -3,6 +3,7 @@
 python vram.py                      what the peak is made of, which cards are enough, what helps
 
   --card             the verdict for a card, GB or a name such as T4, and what to change for it
+  --cards            the same for one of so many cards, over which the weights are spread
   --max              the longest rows and the largest batch for each card
   --lesson           why 16 bytes a trained parameter decide, and not their bits
   --json             in bytes, for programs
@@ -12,6 +13,7 @@ A step of this project's own code is counted (sft/count.py). What you change the
 as is another model: --base_model_path ORG/NAME. One GB is 2**30 bytes.
 """
 
+import importlib.util
 import json
 import re
 from bisect import bisect_left
@@ -35,14 +37,21 @@ NAMED = {  # GB that are there to use
 }  # fmt: skip
 BATCH, LENGTH = "per_device_train_batch_size", "max_length"
 BATCHES, LENGTHS = (1, 2, 4, 8), (512, 1024, 2048, 4096)
-OPTIONS = {"card": "", "max": False, "lesson": False, "json": False, "trained_share": 0.25}
+OPTIONS = {
+    "card": "",
+    "cards": 1,
+    "max": False,
+    "lesson": False,
+    "json": False,
+    "trained_share": 0.25,
+}
 
 
 def main(argv: list[str]) -> None:
     """Print what the options say; exits where a card does not exist or a step cannot be counted."""
     options, overrides = parse(argv, __doc__, **OPTIONS)
     cards = (card_gb(options.card),) if options.card else CARDS
-    step = Step(overrides, options.trained_share)
+    step = Step(overrides, options.trained_share, options.cards)
     if options.json:
         now = step.memory()
         print(json.dumps(asdict(now) | {"cards": {f"{gb:g}": now.verdict(gb) for gb in cards}}))
@@ -65,8 +74,10 @@ def advise(args: Any, overrides: list[str], card: float) -> str:
 class Step:
     """One training step, with settings that can be changed."""
 
-    def __init__(self, overrides: list[str], trained_share: float = 0.25):
-        self.count = count_for(overrides)
+    def __init__(self, overrides: list[str], trained_share: float = 0.25, cards: int = 1):
+        self.count, self.cards = count_for(overrides), cards
+        if cards != 1:
+            self.count = share_of_one(self.count, overrides, cards)
         self.settings = DEFAULTS | read_values(overrides) | {"trained_share": trained_share}
         shape = read_config(self.settings)
         positions = (shape.get("text_config") or shape).get("max_position_embeddings")
@@ -81,7 +92,10 @@ class Step:
         now = self.memory()
         card = f"a card of {smallest(now)}" if smallest(now) else f"no card of {CARDS[-1]}"
         sizes = f"batch size {self.settings[BATCH]}, {self.settings[LENGTH]} tokens"
-        return f"With these settings ({sizes}) the peak is {gb(now.peak)} GB: fits {card} GB."
+        where = f"on each of {self.cards} cards " if self.cards > 1 else ""
+        return (
+            f"With these settings ({sizes}) the peak {where}is {gb(now.peak)} GB: fits {card} GB."
+        )
 
     def changes(self) -> Iterator[tuple[dict, str]]:
         """Values of config.yaml that save memory, and their price; the cheapest come first."""
@@ -92,7 +106,8 @@ class Step:
             yield sizes, "the same result, a little slower"
         if not now["activation_checkpointing"]:
             yield {"activation_checkpointing": True}, "a quarter slower"
-        if PAGED in self.count["optimizers"] and now["optim"] in (AUTO, FUSED):
+        # an 8-bit optimizer cannot be spread over cards
+        if PAGED in self.count["optimizers"] and now["optim"] in (AUTO, FUSED) and self.cards == 1:
             yield {"optim": PAGED}, "the optimizer's averages are rounded"
         if now.get("r", 0) > 16:
             yield {"r": 16}, "a smaller adapter learns less"
@@ -105,6 +120,16 @@ class Step:
         return bisect_left(
             sizes, True, key=lambda size: self.memory(**{key: size}).verdict(card) != "fits"
         )
+
+
+def share_of_one(count: dict, overrides: list[str], cards: int) -> dict:
+    """The count of one of several cards; exits where no weights are spread over them."""
+    if cards < 1:
+        raise SystemExit(f"--cards is how many there are, not {cards}.")
+    if importlib.util.find_spec("sft.spread") is None:
+        why = "quantized weights are not spread over cards: each holds the whole model"
+        raise SystemExit(f"--cards: {why} (launch/ddp.yaml), and takes what a single one takes.")
+    return importlib.import_module("sft.spread").share(count, overrides, cards)
 
 
 def card_gb(name: str) -> float:

@@ -19,6 +19,7 @@ ONLY_WITH = {
     "sft/further.py": lambda answers: answers["lora_targets"] != "full",
     "sft/targets.py": lambda answers: answers["lora_targets"] != "full",
     "launch/fsdp2.yaml": lambda answers: answers["quantization"] == "none",
+    "sft/spread.py": lambda answers: answers["quantization"] == "none",
     "tests/oracle.py": lambda answers: answers["dataset_format"] != "text",
     "tests/test_mask.py": lambda answers: answers["dataset_format"] != "text",
     "sft/attention.py": lambda answers: answers["collator"] == "padding_free",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The GPUs of a SLURM cluster: the whole model on each (DDP). Options go to train.py.
+# GPUs of a SLURM cluster: the whole model on each (DDP). Options go to train.py.
 #   sbatch launch/slurm.sh --learning_rate 1e-4       two machines: sbatch --nodes=2 launch/slurm.sh
 # Out of time or preempted, the run saves a checkpoint, and the job queues again and goes on from there. (Preempted,
 # torchrun leaves it 30 seconds; after a longer step it goes on from the last checkpoint of `save_steps`.)

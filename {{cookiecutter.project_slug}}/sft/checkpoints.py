@@ -69,6 +69,8 @@ def describe_run(
 def all_settings(training_args: TrainingArguments, args: ProjectArguments) -> dict:
     """Each key with its value, and the number of processes; no token, for the library hides it."""
     values = vars(args) | args.adapter | training_args.to_dict()
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # its checkpoints have files of their own
+        values["fsdp"] = True
     return values | {"world_size": training_args.world_size}
 
 

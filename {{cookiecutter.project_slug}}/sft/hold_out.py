@@ -1,4 +1,4 @@
-"""Which rows are held out for evaluation: rows of the same words stay on one side."""
+"""Which rows are held out: rows of the same words stay on one side."""
 
 import hashlib
 import string

@@ -7,10 +7,10 @@ command chooses the same again when it goes on after a crash.
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from sft.config import AUTO, ProjectArguments
@@ -81,6 +81,20 @@ def _choose_by_memory(card: Card | None, values: dict, overrides: list[str]) -> 
             but |= {"won't": ", which will not fit; see python vram.py"}
             return way, f" ({found.peak / GB:.1f} GB counted{but[found.verdict(card.gib)]})"
     return {"optim": optims[0], "activation_checkpointing": switches[-1]}, " (not counted)"
+
+
+def keep_exact(accelerator: Accelerator) -> None:
+    """Where weights are spread over GPUs, reduce and add up gradients in float32, as one GPU does.
+
+    accelerate alone does so in 16 bits, rounds the loss to these, too, and until the last batch of
+    a step keeps all gradients whole on each GPU.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin and plugin.fsdp_version == 2:
+        accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+        if policy := plugin.mixed_precision_policy:
+            exact = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
+            plugin.mixed_precision_policy = exact
 
 
 def describe(card: Card | None) -> str:

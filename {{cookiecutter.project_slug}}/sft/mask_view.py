@@ -1,4 +1,4 @@
-"""The mask drawn as coloured tokens."""
+"""The mask, drawn as coloured tokens."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Peak memory of any batch and length, read from a count of the project's own code; no torch.
+"""Peak memory, for any batch and length, read from a count of the project's own code; no torch.
 
 A count (sft/count.py) has, for each place in a step that can be its peak, what is alive there: by
 part, bytes * batch * length and the like. From it follows the peak of every size. Counts are kept

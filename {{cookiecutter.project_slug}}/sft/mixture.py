@@ -1,4 +1,4 @@
-"""Several sources of rows as one: each has its share, and no row is used twice."""
+"""Several sources as one: each has its share, and no row is used twice."""
 
 import json
 from typing import Any

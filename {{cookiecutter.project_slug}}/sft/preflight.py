@@ -42,6 +42,10 @@ def check_settings(args: TrainingArguments) -> None:
         if args.use_liger_kernel:
             apply_liger_kernel(model, args.liger_kernel_config)
         trainer = transformers.Trainer(model, args, train_dataset=rows, eval_dataset=rows)
+        is_spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        if is_spread and "score" in (args.metric_for_best_model or ""):
+            why = "is of answers, and weights that are spread over GPUs give none: take loss"
+            raise ValueError(f"metric_for_best_model score {why}")
         trainer.get_train_dataloader(), trainer.get_eval_dataloader()
         trainer.create_optimizer_and_scheduler(num_training_steps=1)
         if args.torch_compile:

@@ -1,4 +1,4 @@
-"""The order of the rows: batches of similar lengths, the same when resumed, none counted twice."""
+"""Order of the rows: batches of similar lengths, the same when resumed, none counted twice."""
 
 import torch
 from torch import Tensor

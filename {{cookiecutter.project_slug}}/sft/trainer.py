@@ -10,6 +10,7 @@ from transformers import DataCollator, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sft.checkpoints import delete_older, seal
+from sft.machine import keep_exact
 from sft.sampler import SameOrder, WithoutRepeats, similar_lengths
 from sft.stopping import Stopping
 
@@ -27,6 +28,7 @@ class Trainer(transformers.Trainer):
             data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
         super().__init__(args=args, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True  # models with towers deny it
+        keep_exact(self.accelerator)
         self.stopping = Stopping()
         self.add_callback(self.stopping)
         self.add_callback(SameOrder())
