@@ -200,8 +200,7 @@ SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embe
 BATCH, LENGTH, CARDS = 2, 256, 4
 
 
-@pytest.mark.parametrize("rows", [1024, 16384])
-@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize(("rows", "is_tied"), [(1024, True), (16384, False)])
 def test_the_memory_of_one_of_several_cards_is_what_pytorch_tracks(project, rows, is_tied):
     environment = FSDP2 | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "RANK": "0"}
     environment |= {"LOCAL_RANK": "0", "WORLD_SIZE": f"{CARDS}", "LOCAL_WORLD_SIZE": f"{CARDS}"}
