@@ -1,4 +1,4 @@
-# make demo: a project, in which a small pretrained model learns to summarize: three minutes on two cores.
+# make demo: a project, in which a small pretrained model learns to summarize: two minutes on two cores.
 # make quick: few combinations, in which every pair of answers occurs.   make test: everything is tested.
 PYTHON ?= python3
 VENV := .venv

@@ -102,8 +102,8 @@ def bake_once(cookies_session):
 
 # ---------------------------------------------------------------- running a project by itself
 
-WAYS = multiprocessing.get_all_start_methods()  # Windows has only spawn
-FORKS = multiprocessing.get_context("forkserver" if "forkserver" in WAYS else "spawn")
+# elsewhere a process cannot fork, or not safely
+FORKS = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 PRELOAD = [  # imports alone: what computes starts threads, and a forked process has none of them
     *("torch", "transformers", "peft", "bitsandbytes", "datasets", "accelerate"),
     *("matplotlib.pyplot", "transformers.trainer", "datasets.packaged_modules.json.json"),
@@ -117,7 +117,7 @@ PRELOAD = [  # imports alone: what computes starts threads, and a forked process
         smollm3""".split()
     ),
 ]
-if "forkserver" in WAYS:
+if sys.platform == "linux":
     FORKS.set_forkserver_preload(PRELOAD)
 
 

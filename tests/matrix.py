@@ -32,13 +32,13 @@ from multiprocessing import connection
 from pathlib import Path
 from types import CodeType
 
-from conftest import PRELOAD, WAYS, combinations, started
+from conftest import PRELOAD, combinations, started
 from support.live_objects import check_live_objects, watch
 from support.rendering import check_render
 
 TESTS = Path(__file__).resolve().parent
-# where a process cannot fork, each imports by itself
-FORK = multiprocessing.get_context("fork" if "fork" in WAYS else "spawn")
+# elsewhere a process cannot fork, or not safely: each imports by itself
+FORK = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 # the first has a learning rate of 0, and LoRA's A no gradient while B is 0; in the third all change
 STEPS = ["--max_steps=3", "--eval_strategy=no", "--save_strategy=no", "--logging_steps=1"]
 # several batches of rows that are held out; a system turn, in rows and in chat

@@ -375,6 +375,29 @@ def test_spread_over_cards_each_holds_its_share_and_what_it_gathers(bake_once, l
     assert half["gathered"] == eighth["gathered"] > 0 and "gathered" not in whole
 
 
+def advised() -> str:
+    import contextlib
+    import io
+    import os
+    from types import SimpleNamespace
+
+    import vram
+
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    optim = SimpleNamespace(value="adamw_torch_fused")
+    args = SimpleNamespace(activation_checkpointing=True, optim=optim, world_size=4)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        vram.advise(args, [], 8)
+    return said.getvalue()
+
+
+def test_where_weights_are_spread_the_advice_is_for_one_of_the_cards(bake_once):
+    answers = {"quantization": "none", "lora_targets": "full"}
+    project = bake_once.project(project_slug="-".join(answers.values()), **answers)
+    said = in_project(project, advised)
+    assert "the peak on each of 4 cards is" in said and "paged_adamw_8bit" not in said
+
+
 def test_the_lesson_is_in_figures_of_this_model(project):
     said = vram(project, "--lesson")
     assert "122.1" in said and "95.4" in said and "43,646,976 of 8,190,735,360" in said

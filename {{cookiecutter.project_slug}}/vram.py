@@ -3,7 +3,7 @@
 python vram.py                      what the peak is made of, which cards are enough, what helps
 
   --card             the verdict for a card, GB or a name such as T4, and what to change for it
-  --cards            the same for one of so many cards, over which the weights are spread
+  --cards            the same for one of so many cards, over which weights of 16 bits are spread
   --max              the longest rows and the largest batch for each card
   --lesson           why 16 bytes a trained parameter decide, and not their bits
   --json             in bytes, for programs
@@ -15,6 +15,7 @@ as is another model: --base_model_path ORG/NAME. One GB is 2**30 bytes.
 
 import importlib.util
 import json
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sft.config import AUTO, harmless, parse, read_values, run
-from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, count_for, memory, read_config
+from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, NoCount, count_for, memory, read_config
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB
 NAMED = {  # GB that are there to use
@@ -66,6 +67,8 @@ def main(argv: list[str]) -> None:
 def advise(args: Any, overrides: list[str], card: float) -> str:
     """Print what would have fitted; returns a run's last sentence. `args`: `TrainingArguments`."""
     chosen = [f"--activation_checkpointing={args.activation_checkpointing}"]
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # as `accelerate launch` sets it
+        chosen += [f"--cards={args.world_size}"]
     with suppress(SystemExit):  # its step cannot be counted
         main([f"--card={card:.1f}", *overrides, *chosen, f"--optim={args.optim.value}"])
     return "Out of memory; with other values it is another run, in its own --output_dir."
@@ -129,6 +132,8 @@ def share_of_one(count: dict, overrides: list[str], cards: int) -> dict:
     if importlib.util.find_spec("sft.spread") is None:
         why = "quantized weights are not spread over cards: each holds the whole model"
         raise SystemExit(f"--cards: {why} (launch/ddp.yaml), and takes what a single one takes.")
+    if importlib.util.find_spec("torch") is None:
+        raise NoCount("To count one of several cards, install the project first.")
     return importlib.import_module("sft.spread").share(count, overrides, cards)
 
 

@@ -126,6 +126,8 @@ OURS = {key: kind for key, kind in get_type_hints(ProjectArguments).items() if k
 def run(main: Callable[[list[str]], Any], interrupted: str | int = 130) -> None:
     """Call a script's `main`; Ctrl-C ends it with `interrupted`, a refusal or a full disk with a
     sentence."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal may lack a letter
+        sys.stdout.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

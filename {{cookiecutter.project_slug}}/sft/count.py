@@ -53,8 +53,7 @@ def main(overrides: list[str]) -> None:
     if kind not in CONFIG_MAPPING:
         sys.exit(f"This version of transformers has no model of the type {kind!r}.")
     try:
-        config = CONFIG_MAPPING[kind].from_dict(PretrainedConfig._decode_special_floats(shape))
-        print(json.dumps(count(config, args, training_args, optims)))
+        print(json.dumps(count(to_config(shape), args, training_args, optims)))
     except Exception as error:  # whatever the code of a model says to tensors without content
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160].rstrip(". ")
         sys.exit(f"A step of {kind} cannot be counted ({reason}); only a GPU can tell its memory.")
@@ -434,6 +433,13 @@ def _kind(layer: nn.Module) -> str:
 
 
 # --- a model without content ---------------------------------------------------------------------
+
+
+def to_config(shape: dict) -> PretrainedConfig:
+    """What a config.json says, with its `{"__float__": "Infinity"}`."""
+    return CONFIG_MAPPING[shape["model_type"]].from_dict(
+        PretrainedConfig._decode_special_floats(shape)
+    )
 
 
 def model_on_meta(config, args: ProjectArguments) -> tuple[PreTrainedModel, int, int]:

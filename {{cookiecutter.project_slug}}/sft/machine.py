@@ -83,7 +83,7 @@ def _choose_by_memory(card: Card | None, values: dict, overrides: list[str]) -> 
     return {"optim": optims[0], "activation_checkpointing": switches[-1]}, " (not counted)"
 
 
-def keep_exact(accelerator: Accelerator) -> None:
+def keep_exact(accelerator: Accelerator, smoothing: float) -> None:
     """Where weights are spread over GPUs, reduce and add up gradients in float32, as one GPU does.
 
     accelerate alone does so in 16 bits, rounds the loss to these, too, and until the last batch of
@@ -93,7 +93,8 @@ def keep_exact(accelerator: Accelerator) -> None:
     if plugin and plugin.fsdp_version == 2:
         accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         if policy := plugin.mixed_precision_policy:
-            exact = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
+            logits = torch.float32 if smoothing else None  # the model's own loss takes them so
+            exact = replace(policy, reduce_dtype=torch.float32, output_dtype=logits)
             plugin.mixed_precision_policy = exact
 
 

@@ -28,7 +28,7 @@ class Trainer(transformers.Trainer):
             data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
         super().__init__(args=args, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True  # models with towers deny it
-        keep_exact(self.accelerator)
+        keep_exact(self.accelerator, args.label_smoothing_factor)
         self.stopping = Stopping()
         self.add_callback(self.stopping)
         self.add_callback(SameOrder())
