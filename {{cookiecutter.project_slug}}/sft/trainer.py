@@ -29,8 +29,8 @@ class Trainer(transformers.Trainer):
             data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
         super().__init__(args=args, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True  # models with towers deny it
-        if self.label_smoother:  # it shifts labels by the model's name, which may be another
-            self.label_smoother = partial(self.label_smoother, shift_labels=True)
+        if smoother := self.label_smoother:  # shifts for known names
+            self.label_smoother = partial(smoother, shift_labels=True)
         keep_exact(self.accelerator, args.label_smoothing_factor)
         self.stopping = Stopping()
         self.add_callback(self.stopping)
