@@ -410,7 +410,8 @@ def check_summary(trainer) -> None:
         patch("sft.report.count_for", return_value="a count"),
         patch("sft.report.memory", return_value=SimpleNamespace(peak=5 * GB)) as counted,
     ):
-        show_summary(SimpleNamespace(state=state, args=args), rows, ["--max_length=77"])
+        finished = SimpleNamespace(state=state, args=args, is_fsdp_enabled=False)
+        show_summary(finished, rows, ["--max_length=77"])
     assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == {
         **{
             "rows_used": 4,
