@@ -16,6 +16,7 @@ def plot_loss(logs: dict[str, list[dict]], path: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), f"C{number}.-", linewidth=width)
     axes.set(xlabel="step", ylabel="loss per trained token")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(title="thin: training, bold: evaluation")
     figure.savefig(path, dpi=150)
