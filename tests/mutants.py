@@ -313,7 +313,8 @@ def in_template_tests(tests: list[str], home: Path, template: Path) -> None:
 def pytest_words(home: Path) -> list[str]:
     # -s: what a fork of this process says goes to its own log, not to what pytest has captured
     words = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
-    return [*words, "-m", "not network", f"--basetemp={home / 'pytest'}"]
+    slow = "not network and not cluster and not cards and not handover"
+    return [*words, "-m", slow, f"--basetemp={home / 'pytest'}"]
 
 
 def forget_our_modules() -> None:
