@@ -8,7 +8,7 @@ Each fault (tests/support/faults.py makes them) is given, until something fails,
     matrix    one combination of answers that has the file, as tests/matrix.py runs it
     opposite  a second one, of which all other answers are different
     project   the generated project's own tests, for that combination
-    template  the tests of this folder that run the broken function, cheapest first
+    template  the tests of this folder that run the broken function, likeliest first
 Results are kept in .mutants/: started again, it goes on. A fault that was noticed counts until the
 template changes; one that was not is tried again when a test does. Those that change nothing are
 listed, with the reason, in tests/support/mutants_that_change_nothing.md.
@@ -530,7 +530,7 @@ class Run:
         return {test: what for test, what in tests.items() if what["passed"]}
 
     def tests_for(self, fault: Fault) -> list[str]:
-        """The template's tests that run the broken function, the cheapest first, in the budget."""
+        """The template's tests that run the broken function, the likeliest first, in the budget."""
         if is_python(fault.file):
             place = [fault.file, fault.scope]
             found = [test for test, what in self.tests.items() if place in what["functions"]]
@@ -541,7 +541,12 @@ class Run:
                 file for file, said in text.items() if name in said or name.split(".")[0] in said
             }
             found = [test for test in self.tests if test.split("::")[0].split("/")[-1] in texts]
-        found.sort(key=lambda test: self.tests[test]["seconds"])
+        # first those that speak of what is broken: all trainings run most functions
+        words = {word for line in changed_lines(fault) for word in re.findall(r"\w{5,}", line)}
+        said = {path.name: path.read_text(encoding="utf-8") for path in TESTS.glob("test_*")}
+        said = {name: sum(word in text for word in words) for name, text in said.items()}
+        about = {test: said[test.split("::")[0].split("/")[-1]] for test in found}
+        found.sort(key=lambda test: (-about[test], self.tests[test]["seconds"]))
         spent, chosen = 0.0, []
         for test in found:
             spent += self.tests[test]["seconds"]
