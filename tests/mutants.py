@@ -544,7 +544,8 @@ class Run:
         # first those that speak of what is broken: all trainings run most functions
         words = {word for line in changed_lines(fault) for word in re.findall(r"\w{5,}", line)}
         said = {path.name: path.read_text(encoding="utf-8") for path in TESTS.glob("test_*")}
-        said = {name: sum(word in text for word in words) for name, text in said.items()}
+        rare = {word: 1 / (1 + sum(word in text for text in said.values())) for word in words}
+        said = {name: sum(rare[w] for w in words if w in text) for name, text in said.items()}
         about = {test: said[test.split("::")[0].split("/")[-1]] for test in found}
         found.sort(key=lambda test: (-about[test], self.tests[test]["seconds"]))
         spent, chosen = 0.0, []
