@@ -61,6 +61,7 @@ def test_the_score_of_answers_picks_the_best_checkpoint(project):
     assert scores == pytest.approx([0.1, 0.9, 0.2])
     assert found["summary"]["eval_score"] == pytest.approx(0.9)
     assert found["asked"][0].keys() >= {"prompt", "reference"}
+    assert "tokens per second" in (project / "log").read_text(encoding="utf-8")
 
 
 def test_early_stopping_follows_the_score(project):
@@ -156,10 +157,14 @@ PASTED = "Ana: Are you coming?\n\nBen: At six.\n"
 
 
 def test_a_pasted_dialogue_is_one_message_in_the_words_of_the_prompt_template(project):
-    asked, shown = in_project(project, chat_in_a_terminal, [PASTED, "Ana: Hi.\n"], [])
+    options = ["--save=exchanges.jsonl"]
+    asked, shown = in_project(project, chat_in_a_terminal, [PASTED, "Ana: Hi.\n"], options)
     prompts = [f"Please Summarize: {text.strip()}" for text in (PASTED, "Ana: Hi.")]
     assert shown == [[{"role": "user", "content": prompt}] for prompt in prompts]
     assert asked == ["dialogue> "] * 3
+    answer = {"role": "assistant", "content": "Hm."}
+    rows = map(json.loads, (project / "exchanges.jsonl").open())
+    assert [row["messages"] for row in rows] == [[*messages, answer] for messages in shown]
 
 
 def test_a_prompt_of_two_columns_asks_for_each(project):
@@ -180,6 +185,9 @@ def test_a_column_that_is_left_empty_leaves_out_its_line(project):
 def test_a_conversation_goes_on(bake):
     project = bake.project(quantization="none", collator="seq2seq", dataset_format="messages")
     in_project(project, make_twin)
-    _, (first, second) = in_project(project, chat_in_a_terminal, [PASTED, "And?\n"], [])
+    options = ["--save=chat.jsonl"]
+    _, (first, second) = in_project(project, chat_in_a_terminal, [PASTED, "And?\n"], options)
     assert [turn["content"] for turn in first] == [PASTED.strip()]
     assert [turn["content"] for turn in second] == [PASTED.strip(), "Hm.", "And?"]
+    (row,) = map(json.loads, (project / "chat.jsonl").open())
+    assert row["messages"] == [*second, {"role": "assistant", "content": "Hm."}]

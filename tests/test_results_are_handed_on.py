@@ -208,22 +208,30 @@ def test_ollama_writes_what_the_chat_template_writes(project, chat_template):
 
 @pytest.mark.parametrize("chat_template", [COUNTS, NO_SYSTEM], ids=["counts", "no system"])
 def test_a_chat_template_that_go_cannot_write_is_left_out(project, chat_template):
-    lines = in_project(project, modelfile_of, chat_template)
+    lines, (said,) = in_project(project, modelfile_of, chat_template)
     assert [line.split()[0] for line in lines] == ["FROM", "PARAMETER", "SYSTEM"]
     assert lines[1:] == ['PARAMETER stop "<|im_end|>"', 'SYSTEM """Be brief."""']
+    assert "has no TEMPLATE" in said
 
 
-def modelfile_of(chat_template: str) -> list[str]:
+def test_a_chat_template_that_go_can_write_is_in_the_modelfile(project):
+    lines, said = in_project(project, modelfile_of, next(iter(CHAT_TEMPLATES.values())))
+    assert [line.split()[0] for line in lines if line[:1].isupper()][:2] == ["FROM", "TEMPLATE"]
+    assert not said
+
+
+def modelfile_of(chat_template: str | None) -> tuple[list[str], list[str]]:
     from types import SimpleNamespace
 
     from sft import modelfile
     from sft.twin import build_tokenizer
 
     tokenizer = build_tokenizer()
-    tokenizer.chat_template = chat_template
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     modelfile.stop_tokens = lambda _: [tokenizer.eos_token_id]
     args = SimpleNamespace(system_prompt="Be brief.", chat_template_kwargs={})
-    return modelfile.modelfile("model.gguf", tokenizer, args).splitlines()
+    said, modelfile.say = [], lambda text: said.append(text)
+    return modelfile.modelfile("model.gguf", tokenizer, args).splitlines(), said
 
 
 CONVERTER = """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import in_project
+from conftest import config_of, in_project
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +243,14 @@ def test_chat_takes_another_system_prompt_samples_and_saves(project):
     rows = map(json.loads, (project / "new/a.jsonl").read_text(encoding="utf-8").splitlines())
     row = {"messages": [system, turn, {"role": "assistant", "content": "Hm."}]}
     assert [*rows] == [row] * 2
+
+
+@pytest.mark.parametrize("targets, r, alpha", [("all_linear", 16, 32), ("attention", 64, 16)])
+def test_the_tutorials_adapter_is_the_tutorials_and_the_default_the_measured_one(
+    bake_once, targets, r, alpha
+):
+    values = config_of(bake_once.project(project_slug=targets, lora_targets=targets))
+    assert (values["r"], values["lora_alpha"]) == (r, alpha)
 
 
 @pytest.mark.parametrize("words", ["--temperature=-1", "--top_p=2"])
