@@ -30,11 +30,13 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import tomllib
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -313,8 +315,9 @@ def in_template_tests(tests: list[str], home: Path, template: Path) -> None:
 def pytest_words(home: Path) -> list[str]:
     # -s: what a fork of this process says goes to its own log, not to what pytest has captured
     words = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts="]
-    slow = "not network and not cluster and not cards and not handover"
-    return [*words, "-m", slow, f"--basetemp={home / 'pytest'}"]
+    tools = tomllib.loads((TEMPLATE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    usual = shlex.split(tools["pytest"]["ini_options"]["addopts"])
+    return [*words, "-m", usual[usual.index("-m") + 1], f"--basetemp={home / 'pytest'}"]
 
 
 def forget_our_modules() -> None:
@@ -531,23 +534,20 @@ class Run:
 
     def tests_for(self, fault: Fault) -> list[str]:
         """The template's tests that run the broken function, the likeliest first, in the budget."""
+        texts = {path.name: path.read_text(encoding="utf-8") for path in TESTS.glob("test_*")}
+        file_of = {test: test.split("::")[0].split("/")[-1] for test in self.tests}
         if is_python(fault.file):
             place = [fault.file, fault.scope]
             found = [test for test, what in self.tests.items() if place in what["functions"]]
         else:  # those that speak of the file
             name = Path(plain_name(fault.file)).name
-            text = {path.name: path.read_text(encoding="utf-8") for path in TESTS.glob("test_*")}
-            texts = {
-                file for file, said in text.items() if name in said or name.split(".")[0] in said
-            }
-            found = [test for test in self.tests if test.split("::")[0].split("/")[-1] in texts]
+            about = {file for file, text in texts.items() if name.split(".")[0] in text}
+            found = [test for test in self.tests if file_of[test] in about]
         # first those that speak of what is broken: all trainings run most functions
         words = {word for line in changed_lines(fault) for word in re.findall(r"\w{5,}", line)}
-        said = {path.name: path.read_text(encoding="utf-8") for path in TESTS.glob("test_*")}
-        rare = {word: 1 / (1 + sum(word in text for text in said.values())) for word in words}
-        said = {name: sum(rare[w] for w in words if w in text) for name, text in said.items()}
-        about = {test: said[test.split("::")[0].split("/")[-1]] for test in found}
-        found.sort(key=lambda test: (-about[test], self.tests[test]["seconds"]))
+        rare = {word: 1 / (1 + sum(word in text for text in texts.values())) for word in words}
+        said = {file: sum(rare[w] for w in words if w in text) for file, text in texts.items()}
+        found.sort(key=lambda test: (-said[file_of[test]], self.tests[test]["seconds"]))
         spent, chosen = 0.0, []
         for test in found:
             spent += self.tests[test]["seconds"]

@@ -15,7 +15,6 @@ as is another model: --base_model_path ORG/NAME. One GB is 2**30 bytes.
 
 import importlib.util
 import json
-import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sft.config import AUTO, harmless, parse, read_values, run
+from sft.config import AUTO, harmless, parse, read_values, run, spread_by
 from sft.memory import DEFAULTS, FUSED, GB, PAGED, Memory, NoCount, count_for, memory, read_config
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> None:
 def advise(args: Any, overrides: list[str], card: float) -> str:
     """Print what would have fitted; returns a run's last sentence. `args`: `TrainingArguments`."""
     chosen = [f"--activation_checkpointing={args.activation_checkpointing}"]
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # as `accelerate launch` sets it
+    if spread_by() == "FSDP":
         chosen += [f"--cards={args.world_size}"]
     with suppress(SystemExit):  # its step cannot be counted
         main([f"--card={card:.1f}", *overrides, *chosen, f"--optim={args.optim.value}"])

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 
 from sft.cache import hash_file
-from sft.config import ROOT, ProjectArguments, say
+from sft.config import ROOT, ProjectArguments, say, spread_by
 from sft.model import load
 
 MANIFEST = "manifest.json"  # of which run a folder is, and the hash of each file; written last
@@ -69,7 +69,7 @@ def describe_run(
 def all_settings(training_args: TrainingArguments, args: ProjectArguments) -> dict:
     """Each key with its value, and the number of processes; no token, for the library hides it."""
     values = vars(args) | args.adapter | training_args.to_dict()
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # its checkpoints have files of their own
+    if spread_by() == "FSDP":  # its checkpoints have files of their own
         values["fsdp"] = True
     return values | {"world_size": training_args.world_size}
 

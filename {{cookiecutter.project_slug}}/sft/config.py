@@ -227,6 +227,12 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str]) -> None:
             raise SystemExit(f"There is no key {key!r}{hint} (see config.yaml).")
 
 
+def spread_by() -> str:
+    """By what `accelerate launch` spreads weights over GPUs: "FSDP", "DEEPSPEED" or ""."""
+    engines = ("FSDP", "DEEPSPEED")
+    return next((n for n in engines if os.environ.get(f"ACCELERATE_USE_{n}") == "true"), "")
+
+
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 

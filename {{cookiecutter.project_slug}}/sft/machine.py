@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from sft.config import AUTO, ProjectArguments
+from sft.config import AUTO, ProjectArguments, spread_by
 from sft.memory import GB, NoCount, count_for, memory, optimizers, read_config
 
 
@@ -68,9 +68,8 @@ def _choose_by_memory(card: Card | None, values: dict, overrides: list[str]) -> 
     ways = [{"optim": o, "activation_checkpointing": s} for o in optims for s in switches]
     if card is None or len(ways) == 1:
         return ways[0], ""
-    # FSDP and DeepSpeed: no card holds the whole model, and the 8-bit optimizer can't follow
-    engines = [os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")]
-    is_spread = "true" in engines or values["fsdp"] or values["deepspeed"]
+    # no card holds the whole model, and the 8-bit optimizer can't follow
+    is_spread = spread_by() or values["fsdp"] or values["deepspeed"]
     with suppress(NoCount):  # loading the model says what is wrong
         if not is_spread:
             count = count_for(overrides)

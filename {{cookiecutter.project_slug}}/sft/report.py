@@ -95,7 +95,7 @@ def show_summary(trainer: Trainer, report: RowReport, overrides: list[str]) -> N
         summary["peak_memory_gb"] = torch.cuda.max_memory_allocated() / GB
         summary["peak_memory_reserved_gb"] = torch.cuda.max_memory_reserved() / GB
         with suppress(NoCount):
-            if not trainer.is_fsdp_enabled:  # counted is a card that holds all
+            if not trainer.is_fsdp_enabled:  # the count is of a card that holds all weights
                 summary["peak_memory_counted_gb"] = counted_peak(args, report, overrides) / GB
     file = Path(args.output_dir) / "summary.json"
     file.write_text(json.dumps(summary, indent=2), encoding="utf-8")

@@ -29,7 +29,7 @@ class Trainer(transformers.Trainer):
             data_collator = LogitsWhereTrained(data_collator, takes_mask=not args.use_liger_kernel)
         super().__init__(args=args, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True  # models with towers deny it
-        if smoother := self.label_smoother:  # shifts for known names
+        if smoother := self.label_smoother:  # shifts known classes only
             self.label_smoother = partial(smoother, shift_labels=True)
         keep_exact(self.accelerator, args.label_smoothing_factor)
         self.stopping = Stopping()
