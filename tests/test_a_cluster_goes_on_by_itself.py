@@ -1,7 +1,8 @@
 """launch/slurm.sh under a real SLURM: preempted or out of time, it ends as if undisturbed.
 
 It needs slurmctld, slurmd and sbatch (Debian: apt install slurmctld slurmd slurm-client), starts
-daemons of its own with one node of two "GPUs", and takes some minutes: make cluster.
+daemons of its own with two nodes of two "GPUs", both on this machine, and takes some minutes: make
+cluster.
 """
 
 import json
@@ -18,18 +19,17 @@ pytestmark = pytest.mark.cluster
 CONFIG = """
 ClusterName=here
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmdPort={next_port}
+SlurmctldPort=16817
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/none
 CredType=cred/none
 StateSaveLocation={home}/state
-SlurmdSpoolDir={home}/spool
+SlurmdSpoolDir={home}/%n
 SlurmctldPidFile={home}/slurmctld.pid
-SlurmdPidFile={home}/slurmd.pid
+SlurmdPidFile={home}/%n.pid
 SlurmctldLogFile={home}/slurmctld.log
-SlurmdLogFile={home}/slurmd.log
+SlurmdLogFile={home}/%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -39,8 +39,10 @@ PreemptMode=REQUEUE
 MpiDefault=none
 ReturnToService=2
 GresTypes=gpu
-NodeName={host} CPUs=2 Gres=gpu:2 State=UNKNOWN
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port=16818 CPUs=2 Gres=gpu:2
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port=16819 CPUs=2 Gres=gpu:2
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=60
+PartitionName=both Nodes=ALL PriorityTier=1 GraceTime=60
 PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF
 """
 STEPS = 300
@@ -51,6 +53,7 @@ RUN = [
     *("--learning_rate=1e-2", "--eval_strategy=no", "--save_strategy=no"),
 ]
 TWO = ["--gpus-per-node=2", "--cpus-per-task=2"]
+MACHINES = ["--partition=both", "--nodes=2", "--gpus-per-node=1", "--cpus-per-task=1"]
 
 
 def call(*words: str) -> str:
@@ -69,17 +72,21 @@ def cluster(tmp_path_factory):
     if not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch"))):
         pytest.fail("SLURM is not here: apt install slurmctld slurmd slurm-client")
     home, host = tmp_path_factory.mktemp("slurm"), call("hostname", "-s")
-    (home / "state").mkdir(), (home / "spool").mkdir()
+    nodes = (host, "localhost")
+    for name in ("state", *nodes):
+        (home / name).mkdir()
     values = {"home": home, "host": host, "user": call("id", "-un")}
     file = home / "slurm.conf"
-    file.write_text(CONFIG.format(**values, port=16817, next_port=16818))
-    (home / "gres.conf").write_text(f"NodeName={host} Name=gpu File=/dev/tty[0-1]\n")
+    file.write_text(CONFIG.format(**values))
+    (home / "gres.conf").write_text("Name=gpu File=/dev/tty[0-1]\n")
     os.environ["SLURM_CONF"] = str(file)
+    commands = [["slurmctld"], *(["slurmd", "-N", node] for node in nodes)]
     daemons = [
-        subprocess.Popen([name, "-D", "-f", str(file)], stderr=subprocess.DEVNULL)
-        for name in ("slurmctld", "slurmd")
+        subprocess.Popen([*command, "-D", "-f", str(file)], stderr=subprocess.DEVNULL)
+        for command in commands
     ]
-    wait_for(lambda: "idle" in subprocess.getoutput("sinfo --noheader"), 60)
+    idle = "sinfo --noheader --Node --partition=both --states=idle"
+    wait_for(lambda: subprocess.getoutput(idle).count(" idle") == len(nodes), 60)
     yield
     subprocess.run(["scancel", "--user", values["user"]])
     for daemon in daemons:
@@ -99,8 +106,8 @@ def project(bake_once):
     return project
 
 
-def submit(project: Path, name: str, *options: str) -> str:
-    words = [*options, *TWO, f"--output={name}.log", "launch/slurm.sh", *RUN]
+def submit(project: Path, name: str, where: list[str] = TWO) -> str:
+    words = [*where, f"--output={name}.log", "launch/slurm.sh", *RUN]
     os.chdir(project)
     return call("sbatch", "--parsable", *words, f"--output_dir={name}")
 
@@ -136,14 +143,17 @@ def undisturbed(cluster, project):
     return losses(project, "undisturbed")
 
 
-def test_a_preempted_job_ends_at_the_undisturbed_loss(undisturbed, project):
-    job = submit(project, "preempted")
-    wait_for(lambda: has_begun(project, "preempted"))
+@pytest.mark.parametrize("name, where", [("one_machine", TWO), ("two_machines", MACHINES)])
+def test_a_preempted_job_ends_at_the_undisturbed_loss(undisturbed, project, name, where):
+    job = submit(project, name, where)
+    wait_for(lambda: has_begun(project, name))
+    nodes = call("squeue", "--noheader", f"--job={job}", "--format=%D")
+    assert nodes == ("1" if where is TWO else "2")
     call("sbatch", "--partition=high", *TWO, "--output=/dev/null", "--wrap", "true")
     go_on(job)
-    log = (project / "preempted.log").read_text(errors="replace")
-    assert "Going on from preempted/checkpoint-" in log
-    assert losses(project, "preempted") == undisturbed
+    log = (project / f"{name}.log").read_text(errors="replace")
+    assert f"Going on from {name}/checkpoint-" in log
+    assert losses(project, name) == undisturbed
 
 
 def test_a_job_that_is_out_of_time_queues_again_and_ends_at_the_undisturbed_loss(
