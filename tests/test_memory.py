@@ -294,6 +294,15 @@ def project(bake_once):
     return bake_once.project(project_slug="vram", base_model="Qwen/Qwen3-8B")
 
 
+@pytest.mark.parametrize("word", ["--json", "--lesson"])  # is printed, and by rich
+def test_whoever_reads_no_further_is_told_nothing(project, word):
+    """As with `| head -1`."""
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, project / "vram.py", word], **pipe) as run:
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait()) == ("", 1)
+
+
 def counting_as_one_of_several() -> dict:
     from sft import memory
 

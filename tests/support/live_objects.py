@@ -445,17 +445,21 @@ def check_room(trainer) -> None:
     from sft.checkpoints import check_disk
 
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    each = 3 * sum(p.numel() * p.element_size() for p in trained)  # with the optimizer's two
-    for limit, copies in ((1, 2), (4, 5), (None, 3)):
-        args = SimpleNamespace(save_total_limit=limit, output_dir=trainer.args.output_dir)
-        for free in (each * copies, each * copies - 1):
-            refused = False
-            with patch("shutil.disk_usage", return_value=SimpleNamespace(free=free)):
-                try:
-                    check_disk(trainer.model, args)
-                except SystemExit:
-                    refused = True
-            assert refused is (free < each * copies), (limit, free)
+    size = sum(p.numel() * p.element_size() for p in trained)
+    # with the optimizer's two, and weights that are spread once more as they are spread
+    for spread, parts in (("", 3), ("FSDP", 4)):
+        for limit, copies in ((1, 2), (4, 5), (None, 3)):
+            args = SimpleNamespace(save_total_limit=limit, output_dir=trainer.args.output_dir)
+            needed = parts * size * copies
+            for free in (needed, needed - 1):
+                usage, refused = SimpleNamespace(free=free), False
+                with patch("shutil.disk_usage", return_value=usage):
+                    with patch("sft.checkpoints.spread_by", return_value=spread):
+                        try:
+                            check_disk(trainer.model, args)
+                        except SystemExit:
+                            refused = True
+                assert refused is (free < needed), (spread, limit, free)
 
 
 def check_chat(seen: dict, final: Path) -> None:

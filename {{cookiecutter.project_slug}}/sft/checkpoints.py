@@ -162,10 +162,12 @@ def delete_older(newest: Path, best: str | None, limit: int | None) -> None:
 
 def check_disk(model: PreTrainedModel, training_args: TrainingArguments) -> None:
     """Exit where the disk has no room for the checkpoints: a full one leaves broken ones."""
-    # each holds the trained parameters, and two numbers of optimizer state for each of them
+    # each holds the trained parameters, and two numbers of optimizer state for each of them;
+    # weights that are spread over GPUs are saved twice: each GPU's part, and the whole
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    copies = 4 if spread_by() else 3
     kept = (training_args.save_total_limit or 2) + 1  # a new one is written before an old one goes
-    needed = 3 * trained * max(kept - len(checkpoints(Path(training_args.output_dir))), 1)
+    needed = copies * trained * max(kept - len(checkpoints(Path(training_args.output_dir))), 1)
     free = shutil.disk_usage(training_args.output_dir).free
     if free < needed:
         raise SystemExit(
