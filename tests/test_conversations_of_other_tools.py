@@ -307,6 +307,8 @@ def test_rows_and_examples_are_counted_apart_and_a_row_keeps_its_number(project)
     assert figures["examples made of these"] == "6"
     # 2 + 4, 2 + 4 + 6 and 2 tokens, and 4 + 6 + 2 with one example each
     assert figures["times the tokens of one a row"] == f"{20 / 12:.2f}"
+    assert figures["median length, tokens"] == "3" and figures["longest, tokens"] == "6"
+    assert figures["trained tokens"] == "6" and figures["% of all tokens"] == "30"  # of 20
     assert [number for those in skipped.values() for number, _ in those] == [3]
     _, said = in_project(project, reported, [talk(1)] * 3, "--test_size=0")
     assert not {"examples made of these", "times the tokens of one a row"} & said["train"][0].keys()
