@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import runpy
 import shutil
+import ssl
 import sys
 import tempfile
 import time
@@ -109,7 +110,8 @@ def run_all(chosen: list[dict], template: Path, stop: bool) -> tuple[list[tuple[
     warm_up(chosen, template)
     waiting, running, failed, done, same = list(reversed(chosen)), {}, [], 0, 0
     began, terminal = time.monotonic(), sys.stdout.isatty()
-    with tempfile.TemporaryDirectory() as folder:
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # files in it are made in no time
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
         while running or (waiting and not (stop and failed)):
             while waiting and len(running) < os.cpu_count() and not (stop and failed):
                 answers = waiting.pop()
@@ -142,6 +144,7 @@ def warm_up(chosen: list[dict], template: Path) -> None:
     from huggingface_hub import get_session
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    ssl.create_default_context = functools.cache(ssl.create_default_context)
     get_session()  # reads all certificates
     get_checkpoint_conversion_mapping("llama")  # builds a table for all models
     hooks.run_script = lambda *_: None
@@ -178,7 +181,7 @@ def run_hook(script: str, cwd: str = ".") -> None:
     """As cookiecutter runs it, but in this process, which then forgets the project's modules."""
     from cookiecutter.exceptions import FailedHookException
 
-    path, folder = [*sys.path], f"{Path(cwd).resolve()}{os.sep}"
+    path, known = [*sys.path], len(sys.modules)
     sys.path[0] = str(Path(script).parent)
     try:
         with chdir(cwd):
@@ -188,9 +191,10 @@ def run_hook(script: str, cwd: str = ".") -> None:
             raise FailedHookException(f"Hook script failed (exit status: {ended.code})") from None
     finally:
         sys.path[:] = path
-        for name, module in [*sys.modules.items()]:
-            if str(getattr(module, "__file__", "")).startswith(folder):
-                del sys.modules[name]
+        # the last ones alone: to look at the others would copy the memory that they share with the parent
+        new = len(sys.modules) - known
+        for name in [*itertools.islice(reversed(sys.modules), new)]:
+            del sys.modules[name]
 
 
 def start(answers: dict, folder: Path, template: Path) -> tuple:

@@ -44,7 +44,7 @@ def test_every_pair_is_there():
 def test_trains(bake, answers):
     project = bake.project(**answers)
     assert config_of(project)["report_to"] == answers["tracking"]
-    counts_anew = CHOSEN.index(answers) % 10 == 0  # which takes most of the time
+    counts_anew = answers == CHOSEN[0]  # which takes most of the time
     seen = in_project(project, run_and_look, counts_anew)
     assert seen["pytest"] == 0, (project / "log").read_text()[-3000:]
 

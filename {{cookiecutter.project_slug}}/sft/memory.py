@@ -39,7 +39,8 @@ DEFAULTS = {  # where config.yaml does not say
 SIZES = {*DEFAULTS, "max_length", "r", "lora_alpha"}
 OURS = {each.name for each in fields(ProjectArguments)} - {"dtype", "attn_implementation"}
 UNCHANGING = ("eval_", "logging_", "save_", "warmup_", "lr_", "num_", "report_", "output_", "ddp_")
-UNCHANGING += ("seed", "learning_rate", "max_steps", "per_device_eval", "bf16", "fp16", "use_cpu")
+UNCHANGING += ("seed", "learning_rate", "max_steps", "per_device_eval", "use_cpu")
+UNCHANGING += ("bf16", "fp16", "tf32")
 CODE = "adapter attention collator count quantization targets trainer".split()  # of sft/
 NO_FIGURE = "There is no figure for this model and these settings yet"
 
