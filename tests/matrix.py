@@ -191,7 +191,7 @@ def run_hook(script: str, cwd: str = ".") -> None:
             raise FailedHookException(f"Hook script failed (exit status: {ended.code})") from None
     finally:
         sys.path[:] = path
-        # the last ones alone: to look at the others would copy the memory that they share with the parent
+        # the last ones alone: looking at the others would copy memory that they share
         new = len(sys.modules) - known
         for name in [*itertools.islice(reversed(sys.modules), new)]:
             del sys.modules[name]
