@@ -123,8 +123,8 @@ def row_with(columns, form):
     """A row to propose: with the columns of the file, else with words to replace."""
     if form != "prompt_response":
         return columns[-1] if columns else form
-    *asked, learnt = columns if len(columns) > 1 else ["PROMPT", "RESPONSE"]
-    return f"{braced(*asked)} => {braced(learnt)}"
+    *asked, response = columns if len(columns) > 1 else ["PROMPT", "RESPONSE"]
+    return f"{braced(*asked)} => {braced(response)}"
 
 
 def bad_row(answers):
@@ -137,7 +137,7 @@ def bad_row(answers):
     parts = re.fullmatch(r"(.*) => \{([^{}]+)\}", row, re.DOTALL)
     if not parts:
         fixed = re.sub(r"\s*=>\s*\{?([^{}=]+?)\}?\s*$", r" => {\1}", row)
-        reason = f"row {row!r} does not end with ' => ' and one column in braces, which is learnt."
+        reason = f"row {row!r} does not end with ' => ' and the column to train on, in braces."
         return reason, {"row": fixed if "=>" in row else row_with(columns, form)}
     prompt, response = parts.groups()
     literal = "double the braces that are meant literally"
