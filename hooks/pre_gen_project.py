@@ -136,9 +136,9 @@ def bad_row(answers):
         return None
     parts = re.fullmatch(r"(.*) => \{([^{}]+)\}", row, re.DOTALL)
     if not parts:
-        fixed = re.sub(r"\s*=>\s*\{?([^{}=]+?)\}?\s*$", r" => {\1}", row)
+        fixed = re.sub(r"\s*=>(?:[^{}]*\{)?\s*([^{}]+?)\s*\}?\s*$", r" => {\1}", row)
         reason = f"row {row!r} does not end with ' => ' and the column to train on, in braces."
-        return reason, {"row": fixed if "=>" in row else row_with(columns, form)}
+        return reason, {"row": fixed if fixed != row else row_with(columns, form)}
     prompt, response = parts.groups()
     literal = "double the braces that are meant literally"
     fixed = re.sub(r"\{\{|\}\}|\{[^{}:!]+\}|([{}])", lambda found: found[0] + (found[1] or ""), prompt)
@@ -261,9 +261,10 @@ while (found := refusal(answers)) and found[0] not in reasons:
 if reasons:
     for reason in reasons:
         print(f"Refused: {reason}", file=sys.stderr)
-    print("Corrected, with all that you answered:", file=sys.stderr)
-    for words in commands(answers, corrected):
-        print(f"    {shlex.join(words)}", file=sys.stderr)
+    if not found:
+        print("Corrected, with all that you answered:", file=sys.stderr)
+        for words in commands(answers, corrected):
+            print(f"    {shlex.join(words)}", file=sys.stderr)
     if "_output_dir" in COOKIECUTTER:
         leave_nothing(Path(COOKIECUTTER["_output_dir"]).resolve())
     sys.exit(1)
