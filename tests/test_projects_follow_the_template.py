@@ -22,7 +22,7 @@ def test_a_replayed_project_is_identical(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(f"replay_dir: {json.dumps(str(tmp_path))}\n")
     command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--config-file", str(config)]
-    answers = ["project_name=Mine, 'quoted' and \"quoted\"", "collator=padding_free"]
+    answers = ["row='quoted' and \"quoted\" {a} => {b}", "collator=padding_free"]
     answers.append("_language=zh-CN")
     for name, options in {"first": ["--no-input", *answers], "again": ["--replay"]}.items():
         run = [*command[:4], *options, *command[4:], "--output-dir", str(tmp_path / name)]
@@ -73,7 +73,7 @@ def replace(file: Path, before: str, after: str) -> None:
 
 
 def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
-    context = json.dumps({"lora_targets": "mlp", "project_name": "Mine"})
+    context = json.dumps({"lora_targets": "mlp", "project_slug": "mine"})
     cruft(tmp_path, "create", str(template), "--no-input", "--extra-context", context)
     project = tmp_path / "mine"
     git(project, "init", "--quiet")
