@@ -262,7 +262,9 @@ if reasons:
     for reason in reasons:
         print(f"Refused: {reason}", file=sys.stderr)
     if not found:
-        print("Corrected, with all that you answered:", file=sys.stderr)
+        is_whole = not re.search("PROMPT|RESPONSE|ORG/NAME", str(corrected))
+        to_do = "" if is_whole else "; put your own in the place of words in capitals"
+        print(f"Corrected, with all that you answered{to_do}:", file=sys.stderr)
         for words in commands(answers, corrected):
             print(f"    {shlex.join(words)}", file=sys.stderr)
     if "_output_dir" in COOKIECUTTER:
