@@ -211,7 +211,7 @@ def test_an_own_prompt_of_the_first_version_survives_as_the_changelog_says(tmp_p
     refused = cruft(project, "update", "--skip-apply-ask", check=False)
     assert refused.returncode and files_of(project) == before
     assert "prompt_template and response_column in config.yaml" in refused.stderr
-    assert "    cruft update --variables-to-update '{\"row\": " in refused.stderr
+    assert "    cruft update --variables-to-update '{" in refused.stderr
 
     changelog = (TEMPLATE / "CHANGELOG.md").read_text(encoding="utf-8")
     (option, given) = re.search(r"`cruft update (--\S+) '(\{\"row\".*?\})'`", changelog).groups()
