@@ -106,19 +106,20 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_whoever_names_a_file_alone_is_given_its_path_and_columns(tmp_path, name):
-    (tmp_path / name).write_text(FILES[name])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(FILES[name])
     (tmp_path / "config").write_text(f"replay_dir: {json.dumps(str(tmp_path / 'replay'))}\n")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "COOKIECUTTER_CONFIG": str(tmp_path / "config")}
     how = {"shell": True, "cwd": tmp_path, "env": env, "capture_output": True, "text": True}
-    typed = f"cookiecutter --no-input {shlex.quote(str(TEMPLATE))} dataset={name}"
+    typed = f"cookiecutter --no-input -o out {shlex.quote(str(TEMPLATE))} dataset={name}"
     refused = subprocess.run(typed, **how)
     assert f"dataset '{name}' is not in the new project" in refused.stderr
     assert "with the columns question, answer; name" in refused.stderr
     (command,) = [line for line in refused.stderr.splitlines() if line.startswith("    cookie")]
     assert subprocess.run(command, **how).returncode == 0
-    values = config_of(tmp_path / "my-sft")
-    assert (tmp_path / "my-sft" / values["dataset"]).samefile(tmp_path / name)
+    values = config_of(tmp_path / "out/my-sft")
+    assert (tmp_path / "out/my-sft" / values["dataset"]).samefile(tmp_path / "out" / name)
     assert (values["prompt_template"], values["response_column"]) == ("{question}", "answer")
 
 
