@@ -14,7 +14,7 @@ demo: $(MODEL)
 	@rm -rf demo && mkdir demo
 	@echo "--- 1/2 Generate a project"
 	$(BIN)/cookiecutter --no-input --output-dir demo . base_model=HuggingFaceTB/SmolLM2-135M-Instruct \
-		base_model_path=$(abspath $(MODEL)) dataset=data/sample.jsonl "prompt_template={dialogue}" \
+		base_model_path=$(abspath $(MODEL)) dataset=data/sample.jsonl "row={dialogue} => {summary}" \
 		quantization=none
 	@echo "--- 2/2 Train: the prompts are dialogues, and nobody says that a summary is wanted"
 	cd demo/my-sft && ../../$(BIN)/python train.py --learning_rate 5e-4 --test_size 0.1 \

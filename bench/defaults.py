@@ -28,13 +28,13 @@ WAYS = {  # lora_targets, and options of train.py
 SHOWN = ("loss", "score", "ROUGE-L", "stopped by itself")
 DATA = {  # answers of cookiecutter, options of train.py, options of evaluate.py, what is shown
     "dialogues": (
-        {"dataset": "data/sample.jsonl", "prompt_template": "{dialogue}"},
+        {"dataset": "data/sample.jsonl", "row": "{dialogue} => {summary}"},
         ("--test_size=0.2", "--num_train_epochs=2"),
         (),
         SHOWN,
     ),
     "GSM8K": (
-        {"prompt_template": "{question}", "response_column": "answer"},
+        {"row": "{question} => {answer}"},
         ("--train_split=train[:560]", "--eval_split=train[560:600]", "--max_steps=32"),
         ("--max_new_tokens=1",),  # a model of this size solves none, tuned or not
         SHOWN[:1],

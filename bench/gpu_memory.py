@@ -200,8 +200,7 @@ def main() -> None:
     for number, given in enumerate(missing):
         project = workshop.project(
             **{key: given[key] for key in ANSWERS},
-            prompt_template=SOURCE.prompt,
-            response_column=SOURCE.response,
+            row=f"{SOURCE.prompt} => {{{SOURCE.response}}}",
         )
         rows = write_rows(given, tokenizer, WORK / "rows" / f"gpu-memory-{number}")
         pad = tokenizer.pad_token_id

@@ -1,138 +1,245 @@
-"""Refuse answers that cannot work, before a file is written: one sentence with the fix."""
+"""Refuse answers that cannot work, before a file is written: one sentence, and the command that works."""
 
+import csv
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from string import Formatter
+
+from jinja2 import Template  # cookiecutter's
 
 # the answers arrive as a JSON text in a JSON text: whatever is in them, this stays one literal
 COOKIECUTTER = json.loads({{ cookiecutter | tojson | tojson }})
 # `_repo_dir` may be relative; this file is rendered in the template's folder, and run elsewhere
 TEMPLATE = Path({{ lipsum.__globals__.os.getcwd() | tojson }})  # Jinja's lipsum knows os
+QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+SAMPLE = "data/sample.jsonl"  # written with the project, for any row
+NAME_A_COLUMN = ("messages", "text")  # the formats whose row is the name of a column
 
 # names that Windows keeps for devices
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
 def refusal(answers):
-    """The first reason not to generate, or None."""
+    """The first reason not to generate, and what to answer instead; or None."""
     return (
         unknown_answer(answers)
         or bad_slug(answers["project_slug"])
-        or name_of_a_dependency(answers)
+        or name_of_a_dependency(answers["project_slug"])
         or missing_text(answers)
         or other_model(answers)
-        or bad_fields(answers)
+        or misplaced_dataset(answers)
+        or bad_row(answers)
+        or row_of_the_example(answers)
         or bad_length(answers["max_length"])
         or quantized_full(answers)
         or text_with_a_mask(answers)
     )
 
 
+def default(name, answers):
+    """What cookiecutter takes for a question that is not answered."""
+    offered = QUESTIONS[name]
+    return Template(offered[0] if isinstance(offered, list) else offered).render(cookiecutter=answers)
+
+
 def unknown_answer(answers):
     """A replayed answer may be one that is not offered any more; cookiecutter does not look."""
-    menus = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+    menus = {name: one for name, one in QUESTIONS.items() if isinstance(one, list) and name[0] != "_"}
+    menus["_language"] = ["en", *sorted(file.stem for file in TEMPLATE.glob("templates/*.yaml"))]
     for name, offered in menus.items():
-        if isinstance(offered, list) and not name.startswith("_") and answers[name] not in offered:
-            return f"{name} is {answers[name]!r}, which is not offered; choose one of {', '.join(offered)}."
-    languages = ["en", *sorted(file.stem for file in TEMPLATE.glob("templates/*.yaml"))]
-    if answers["_language"] not in languages:
-        return f"_language {answers['_language']!r} is not offered; choose one of {', '.join(languages)}."
+        if answers[name] not in offered:
+            reason = f"{name} is {answers[name]!r}, which is not offered"
+            return f"{reason}; choose one of {', '.join(offered)}.", {name: offered[0]}
     return None
 
 
 def bad_slug(slug):
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", slug) and slug.lower() not in RESERVED:
         return None
-    return (
-        f"project_slug {slug!r} is not a folder name; use letters, digits, '-', '_' and '.', "
-        "such as my-sft."
-    )
+    words = "-".join(re.findall("[A-Za-z0-9]+", slug))
+    reason = f"project_slug {slug!r} is not a folder name; use letters, digits, '-', '_' and '.'."
+    return reason, {"project_slug": words if words not in ("", slug) else "my-sft"}
 
 
-def name_of_a_dependency(answers):
+def name_of_a_dependency(slug):
     """pip takes a project of that name for the dependency, and finds that it needs itself."""
     files = [*TEMPLATE.glob("constraints.txt"), *TEMPLATE.glob("*/pyproject.toml")]
     lines = "\n".join(file.read_text(encoding="utf-8") for file in files)
     # "datasets>=5.2,<6" of the one, datasets==5.2.0 of the other
     names = re.findall(r'^[\s"]*([\w.-]+)[>=]=|"([\w.-]+)>=', lines, re.MULTILINE)
     names = {re.sub("[-_.]+", "-", name.lower()) for found in names for name in found}
-    if re.sub("[-_.]+", "-", answers["project_slug"].lower()) in names:
-        return (
-            f"project_slug {answers['project_slug']!r} is the name of a package that the project "
-            "needs; choose another, such as my-sft."
-        )
-    return None
+    if re.sub("[-_.]+", "-", slug.lower()) not in names:
+        return None
+    reason = f"project_slug {slug!r} is the name of a package that the project needs; choose another."
+    return reason, {"project_slug": f"my-{slug}"}
 
 
 def missing_text(answers):
-    for name in ("project_name", "base_model_path", "dataset"):
+    for name in ("base_model_path", "dataset", "row"):
         if not answers[name].strip():
-            return f"{name} is empty; answer it, or take the default."
+            return f"{name} is empty; answer it, or take the default.", {name: default(name, answers)}
     return None
 
 
 def other_model(answers):
     if answers["base_model"] == answers["base_model_path"] == "other":
-        return "base_model is other: base_model_path has to name it, a Hub id or a local folder."
+        reason = "base_model is other: base_model_path has to name it, a Hub id or a local folder."
+        return reason, {"base_model_path": "ORG/NAME"}
     return None
 
 
-def bad_fields(answers):
-    if answers["dataset_format"] == "messages" and not answers["messages_column"].strip():
-        return "messages_column is empty; name the column that holds the list of turns."
-    if answers["dataset_format"] != "prompt_response":
+def misplaced_dataset(answers):
+    """A file is typed as it is seen from here, and read as it is seen from the new project."""
+    path = answers["dataset"]
+    if os.path.exists(path) or not os.path.isfile(os.path.join(answers.get("_output_dir", ""), path)):
         return None
-    if not answers["response_column"].strip():
-        return "response_column is empty; name the column that holds the reply to train on."
+    reason = f"dataset {path!r} is not in the new project but beside it; begin the path there, with '../'."
+    return reason, {"dataset": f"../{path}"}
+
+
+def columns_of(dataset):
+    """The columns of a local file, by its first row; none where they can't be seen from here."""
     try:
-        fields = [field for field in Formatter().parse(answers["prompt_template"]) if field[1] is not None]
+        with open(dataset, encoding="utf-8-sig", newline="") as file:
+            if dataset.endswith(".csv"):
+                return next(csv.reader(file))
+            if not dataset.endswith((".json", ".jsonl")):
+                return []
+            row = json.loads(file.readline() if dataset.endswith(".jsonl") else file.read())
+            return [*(row[0] if isinstance(row, list) else row)]
+    except (OSError, ValueError, TypeError, LookupError, StopIteration, csv.Error):
+        return []
+
+
+def braced(*columns):
+    return " ".join("{" + column + "}" for column in columns)
+
+
+def row_with(columns, form):
+    """A row to propose: with the columns of the file, else with words to replace."""
+    if form != "prompt_response":
+        return columns[-1] if columns else form
+    *asked, response = columns if len(columns) > 1 else ["PROMPT", "RESPONSE"]
+    return f"{braced(*asked)} => {braced(response)}"
+
+
+def bad_row(answers):
+    row, form, columns = answers["row"], answers["dataset_format"], columns_of(answers["dataset"])
+    if form in NAME_A_COLUMN and re.search("[{}]", row):
+        reason = f"row {row!r} has braces, but for {form} it is the name of a column alone."
+        return reason, {"row": row_with(columns, form)}
+    if form != "prompt_response":
+        return None
+    parts = re.fullmatch(r"(.*) => \{([^{}]+)\}", row, re.DOTALL)
+    if not parts:
+        fixed = re.sub(r"\s*=>(?:[^{}]*\{)?\s*([^{}]+?)\s*\}?\s*$", r" => {\1}", row)
+        reason = f"row {row!r} does not end with ' => ' and the column to train on, in braces."
+        return reason, {"row": fixed if fixed != row else row_with(columns, form)}
+    prompt, response = parts.groups()
+    literal = "double the braces that are meant literally"
+    fixed = re.sub(r"\{\{|\}\}|\{[^{}:!]+\}|([{}])", lambda found: found[0] + (found[1] or ""), prompt)
+    fixed = {"row": f"{fixed} => {braced(response)}"}
+    try:
+        fields = [field[1:] for field in Formatter().parse(prompt) if field[1] is not None]
     except ValueError as error:
-        return f"prompt_template: {error}; double the braces that are meant literally."
-    for _, name, spec, conversion in fields:
+        return f"row {row!r}: {error}; {literal}.", fixed
+    for name, spec, conversion in fields:
         if not name or spec or conversion:
-            return (
-                "prompt_template has braces that name no column; "
-                "double the braces that are meant literally."
-            )
-        if name == answers["response_column"]:
-            return (
-                f"prompt_template shows the model the column {name!r}, which is also the "
-                "response_column that it is trained to write; take it out of one of the two."
-            )
+            return f"row {row!r} has braces that name no column; {literal}.", fixed
+        if name == response:
+            reason = f"row {row!r} shows the model the column {name!r} that it is trained to write"
+            prompt = prompt.replace(braced(name), "").strip()
+            return f"{reason}; take it out of the prompt.", {"row": f"{prompt} => {braced(response)}"}
     if not fields:
-        return (
-            "prompt_template names no column of the dataset; write one in braces, such as "
-            "'Please Summarize: {dialogue}'."
-        )
+        reason = f"row {row!r} names no column before ' => '; write one in braces."
+        asked = [column for column in columns if column != response] or ["PROMPT"]
+        return reason, {"row": f"{prompt} {braced(*asked)} => {braced(response)}".strip()}
     return None
+
+
+def row_of_the_example(answers):
+    """The default suits the default dataset: with another it was forgotten, or old answers lack it."""
+    data, row, form = answers["dataset"], answers["row"], answers["dataset_format"]
+    if row != default("row", answers) or data in (default("dataset", answers), SAMPLE):
+        return None
+    columns = columns_of(data)
+    if columns and {*(re.findall(r"\{(\w+)\}", row) or [row])} <= {*columns}:
+        return None
+    if form != "prompt_response" and not (columns and form in NAME_A_COLUMN):
+        return None  # a file on the Hub may well have a column of that name
+    reason = f"row {row!r} is the example's, and {data!r} is another dataset"
+    if columns:
+        reason += f", with the columns {', '.join(columns)}; name one or more of them."
+    else:
+        reason += "; name its columns, or change a word of the prompt if they are the same."
+    if is_cruft(answers):
+        reason += " In a project of 0.1.0 these are prompt_template and response_column in config.yaml."
+    return reason, {"row": row_with(columns, form)}
 
 
 def bad_length(max_length):
     if re.fullmatch("[1-9][0-9]*", max_length):
         return None
-    return f"max_length must be a positive whole number of tokens, such as 1024, not {max_length!r}."
+    reason = f"max_length must be a positive whole number of tokens, such as 1024, not {max_length!r}."
+    return reason, {"max_length": "1024"}
 
 
 def quantized_full(answers):
     if answers["lora_targets"] == "full" and answers["quantization"] != "none":
-        return (
+        reason = (
             f"full trains every weight, and {answers['quantization']} weights are too coarse for "
             "gradient steps; choose quantization none, or keep the quantization and choose LoRA on "
             "attention, all_linear or mlp."
         )
+        return reason, {"quantization": "none"}
     return None
 
 
 def text_with_a_mask(answers):
     if answers["dataset_format"] == "text" and answers["collator"] != "language_modeling":
-        return (
+        reason = (
             "text has no prompts and replies, all of it is trained on; choose the collator "
             "language_modeling, or another dataset_format."
         )
+        return reason, {"collator": "language_modeling"}
     return None
+
+
+def is_cruft(answers):
+    return "_output_dir" not in answers
+
+
+def commands(answers, fixed):
+    """What to type for these answers, and no question."""
+    given = {
+        name: as_jinja(answers[name])
+        for name in [*QUESTIONS, "_language"]
+        if name in fixed or (name[0] != "_" and answers[name] != default(name, answers))
+    }
+    if answers["_language"] != "en":
+        given["_language"] = answers["_language"]
+    if is_cruft(answers):
+        new = ["cruft", "create", answers["_template"], "--no-input", "--extra-context", json.dumps(given)]
+        corrected = json.dumps({name: given[name] for name in fixed})
+        return [new, ["cruft", "update", "--variables-to-update", corrected]]
+    options, folder = ["--no-input"], answers["_output_dir"]
+    if os.path.realpath(os.environ.get("PWD", folder)) != os.path.realpath(folder):
+        options += ["--output-dir", folder]
+    if answers.get("_checkout"):
+        options += ["--checkout", answers["_checkout"]]
+    words = [f"{name}={answer}" for name, answer in given.items()]
+    return [["cookiecutter", *options, answers["_template"], *words]]
+
+
+def as_jinja(answer):
+    """Where no question is asked, cookiecutter renders the answers."""
+    if not re.search(r"\{[%#{]", answer):
+        return answer
+    return "{" * 2 + f" {json.dumps(answer, ensure_ascii=False)} " + "}" * 2
 
 
 def leave_nothing(output_dir):
@@ -146,8 +253,20 @@ def leave_nothing(output_dir):
             project.rmdir()
 
 
-if reason := refusal(COOKIECUTTER):
-    print(f"Refused: {reason}", file=sys.stderr)
+reasons, corrected, answers = [], {}, dict(COOKIECUTTER)
+while (found := refusal(answers)) and found[0] not in reasons:
+    reasons.append(found[0])
+    corrected |= found[1]
+    answers |= found[1]
+if reasons:
+    for reason in reasons:
+        print(f"Refused: {reason}", file=sys.stderr)
+    if not found:
+        is_whole = not re.search("PROMPT|RESPONSE|ORG/NAME", str(corrected))
+        to_do = "" if is_whole else "; put your own in the place of words in capitals"
+        print(f"Corrected, with all that you answered{to_do}:", file=sys.stderr)
+        for words in commands(answers, corrected):
+            print(f"    {shlex.join(words)}", file=sys.stderr)
     if "_output_dir" in COOKIECUTTER:
         leave_nothing(Path(COOKIECUTTER["_output_dir"]).resolve())
     sys.exit(1)

@@ -1,34 +1,47 @@
-"""Answers that cannot work are refused in one sentence, and nothing is left on disk."""
+"""Answers that cannot work are refused: a sentence, a command that works, and nothing on disk."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from conftest import MENUS, TEMPLATE
+from conftest import MENUS, TEMPLATE, config_of
 
 REFUSED = {
     "full on 4 bits": ({"lora_targets": "full", "quantization": "nf4"}, "quantization none"),
     "full on 8 bits": ({"lora_targets": "full", "quantization": "int8"}, "quantization none"),
     "slug climbs out": ({"project_slug": "../evil"}, "not a folder name"),
     "slug with a slash": ({"project_slug": "a/b"}, "not a folder name"),
-    "slug of an emoji": ({"project_name": "🚀"}, None),
+    "slug of an emoji": ({"project_slug": "🚀"}, "not a folder name"),
     "slug of a device": ({"project_slug": "con"}, "not a folder name"),
-    "slug of a dependency": ({"project_name": "Datasets"}, "a package that the project needs"),
+    "slug of a dependency": ({"project_slug": "Datasets"}, "a package that the project needs"),
     "slug of a tracker": ({"project_slug": "wandb"}, "a package that the project needs"),
     "slug of torch's dependency": ({"project_slug": "Typing.Extensions"}, "a package that the"),
     "slug of a tool": ({"project_slug": "pytest"}, "a package that the project needs"),
     "slug with a blank": ({"project_slug": "my sft"}, "not a folder name"),
-    "empty prompt": ({"prompt_template": ""}, "names no column"),
-    "prompt without a column": ({"prompt_template": "Summarize"}, "names no column"),
-    "prompt with a lone brace": ({"prompt_template": "{dialogue} }"}, "double the braces"),
-    "prompt with an empty brace": ({"prompt_template": "{} {dialogue}"}, "double the braces"),
-    "prompt shows the reply": ({"prompt_template": "{dialogue} {summary}"}, "summary"),
-    "no response column": ({"response_column": " "}, "response_column is empty"),
-    "no messages column": (
-        {"dataset_format": "messages", "messages_column": ""},
-        "messages_column is empty",
+    "no row": ({"row": " "}, "row is empty"),
+    "no column for messages": ({"row": "", "dataset_format": "messages"}, "row is empty"),
+    "row without a response": ({"row": "Summarize {dialogue}"}, "does not end with ' => '"),
+    "response without braces": ({"row": "{dialogue}=> summary"}, "does not end with ' => '"),
+    "response with words": ({"row": "{dialogue} => In short: {summary}"}, "does not end with"),
+    "two responses": ({"row": "{dialogue} => {summary} and {topic}"}, "does not end with"),
+    "empty prompt": ({"row": " => {summary}"}, "names no column"),
+    "prompt without a column": ({"row": "Summarize => {summary}"}, "names no column"),
+    "prompt with a lone brace": ({"row": "{dialogue} } => {summary}"}, "double the braces"),
+    "prompt with an empty brace": ({"row": "{} {dialogue} => {summary}"}, "double the braces"),
+    "prompt with a format": ({"row": "{dialogue:>9} {a} => {summary}"}, "double the braces"),
+    "prompt shows the reply": (
+        {"row": "{dialogue} {summary} => {summary}"},
+        "'summary' that it is",
+    ),
+    "the example's row for other rows": ({"dataset": "org/rows"}, "name its columns"),
+    "a row in braces for messages": (
+        {"row": "{turns}", "dataset_format": "messages"},
+        "the name of a column alone",
     ),
     "text with a mask": ({"dataset_format": "text"}, "choose the collator language_modeling"),
     "another model without its path": ({"base_model": "other"}, "base_model_path has to name it"),
@@ -43,14 +56,77 @@ REFUSED = {
 
 @pytest.mark.parametrize("answers, sentence", REFUSED.values(), ids=REFUSED.keys())
 def test_refused(bake, tmp_path, capfd, answers, sentence):
+    """The command below the sentence is not refused."""
     result = bake(**answers)
     assert result.exit_code != 0
     assert result.project_path is None
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["bake00", "cookies"]
-    if sentence:
-        said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Refused:")]
-        assert len(said) == 1
-        assert sentence in said[0]
+    said = capfd.readouterr().err.splitlines()
+    assert sentence in said[0] and said[0].startswith("Refused: ")
+    assert sum(line.startswith("Refused: ") for line in said) == 1
+    assert bake.cookies.bake(extra_context=answers_of(said)).exception is None
+
+
+def answers_of(said: list[str]) -> dict:
+    """What the one command that was printed answers."""
+    (command,) = [line for line in said if line.startswith("    cookiecutter --no-input ")]
+    return dict(word.split("=", 1) for word in shlex.split(command) if "=" in word)
+
+
+RIGHT = {
+    "project_slug": "mine",
+    "base_model": "other",
+    "base_model_path": 'it\'s/a "model"',
+    "dataset": "org/$rows; `x`",
+    "row": "{{a}} {% b %} {# c #} {question}\n => {answer}",
+    "lora_targets": "full",
+    "collator": "padding_free",
+    "tracking": "trackio",
+    "_language": "zh-CN",
+}
+
+
+def test_the_corrected_command_repeats_all_other_answers(bake, capfd):
+    assert bake(**RIGHT, max_length="long").exception
+    said = capfd.readouterr().err.splitlines()
+    assert ["max_length" in said[0], "full trains" in said[1]] == [True, True]  # both at once
+    result = bake.cookies.bake(extra_context=answers_of(said))
+    recorded = json.loads((result.project_path / "answers.json").read_text(encoding="utf-8"))
+    defaults = {"dataset_format": "prompt_response", "max_length": "1024", "quantization": "none"}
+    assert recorded["answers"] | {"_language": "zh-CN"} == RIGHT | defaults
+    assert recorded["default_context"] == {"_language": "zh-CN"}
+
+
+FILES = {
+    "my.csv": "question,answer\nWhy?,So.\n",
+    "my.jsonl": '{"question": "Why?", "answer": "So."}\n',
+    "my.json": '[\n  {"question": "Why?", "answer": "So."}\n]\n',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_whoever_names_a_file_alone_is_given_its_path_and_columns(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(FILES[name])
+    (tmp_path / "config").write_text(f"replay_dir: {json.dumps(str(tmp_path / 'replay'))}\n")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "COOKIECUTTER_CONFIG": str(tmp_path / "config")}
+    how = {"shell": True, "cwd": tmp_path, "env": env, "capture_output": True, "text": True}
+    typed = f"cookiecutter --no-input -o out {shlex.quote(str(TEMPLATE))} dataset={name}"
+    refused = subprocess.run(typed, **how)
+    assert f"dataset '{name}' is not in the new project" in refused.stderr
+    assert "with the columns question, answer; name" in refused.stderr
+    (command,) = [line for line in refused.stderr.splitlines() if line.startswith("    cookie")]
+    assert subprocess.run(command, **how).returncode == 0
+    values = config_of(tmp_path / "out/my-sft")
+    assert (tmp_path / "out/my-sft" / values["dataset"]).samefile(tmp_path / "out" / name)
+    assert (values["prompt_template"], values["response_column"]) == ("{question}", "answer")
+
+
+def test_other_rows_with_the_example_s_columns_are_taken(bake, tmp_path):
+    (tmp_path / "rows.csv").write_text("id,dialogue,summary\n1,a,b\n")
+    assert bake(dataset=str(tmp_path / "rows.csv")).exception is None
+    assert bake(dataset="org/chats", dataset_format="messages").exception is None
 
 
 @pytest.mark.parametrize("started", [".", "tests"])  # without a shell, PWD is of another folder

@@ -140,5 +140,5 @@ def test_a_translation_is_of_the_english_of_today(key):
 
 def test_an_unknown_language_is_refused(bake, capfd):
     assert bake(_language="fr").exit_code != 0
-    said = "Refused: _language 'fr' is not offered; choose one of en, zh-CN."
+    said = "Refused: _language is 'fr', which is not offered; choose one of en, zh-CN."
     assert said in capfd.readouterr().err.splitlines()

@@ -21,7 +21,7 @@ def home(bake_once):
     """A project in which SmolLM2 has learnt ten replies, and all that it hands on."""
     model = os.environ["MODEL"]
     answers = {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "base_model_path": model}
-    answers |= {"prompt_template": "{dialogue}", "quantization": "none", "collator": "seq2seq"}
+    answers |= {"row": "{dialogue} => {summary}", "quantization": "none", "collator": "seq2seq"}
     project = bake_once.project(project_slug="handover", dataset="ten.jsonl", **answers)
     rows = (project / "data/sample.jsonl").read_text(encoding="utf-8").splitlines()[:10]
     (project / "ten.jsonl").write_text("\n".join(rows), encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TEMPLATE, in_project
+from conftest import TEMPLATE, config_of, in_project
 
 
 def files_of(project: Path) -> dict[str, bytes]:
@@ -22,7 +22,7 @@ def test_a_replayed_project_is_identical(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(f"replay_dir: {json.dumps(str(tmp_path))}\n")
     command = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--config-file", str(config)]
-    answers = ["project_name=Mine, 'quoted' and \"quoted\"", "collator=padding_free"]
+    answers = ["row='quoted' and \"quoted\" {a} => {b}", "collator=padding_free"]
     answers.append("_language=zh-CN")
     for name, options in {"first": ["--no-input", *answers], "again": ["--replay"]}.items():
         run = [*command[:4], *options, *command[4:], "--output-dir", str(tmp_path / name)]
@@ -61,9 +61,9 @@ def commit(folder: Path, message: str) -> None:
     git(folder, "commit", "--quiet", "--message", message)
 
 
-def cruft(folder: Path, *words: str) -> subprocess.CompletedProcess:
+def cruft(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "cruft", *words]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, check=check, capture_output=True, text=True)
 
 
 def replace(file: Path, before: str, after: str) -> None:
@@ -73,7 +73,7 @@ def replace(file: Path, before: str, after: str) -> None:
 
 
 def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
-    context = json.dumps({"lora_targets": "mlp", "project_name": "Mine"})
+    context = json.dumps({"lora_targets": "mlp", "project_slug": "mine"})
     cruft(tmp_path, "create", str(template), "--no-input", "--extra-context", context)
     project = tmp_path / "mine"
     git(project, "init", "--quiet")
@@ -138,12 +138,12 @@ OWN_EDITS = {
 }
 
 
-def updated_from_the_first_version(tmp_path: Path, edits: dict) -> tuple[dict, dict]:
-    """The files of a new project, and of one that was made at 0.1.0, edited and updated."""
-    template = tmp_path / "template"
+def project_of_the_first_version(tmp_path: Path, edits: dict, **answers: str) -> Path:
+    """A project that was made at 0.1.0 and edited; the template is this version now."""
+    template, given = tmp_path / "template", json.dumps(answers)
     git(tmp_path, "clone", "--quiet", "--no-checkout", str(TEMPLATE), str(template))
     git(template, "checkout", "--quiet", "-B", "main", "f175840")
-    cruft(tmp_path, "create", str(template), "--no-input")
+    cruft(tmp_path, "create", str(template), "--no-input", "--extra-context", given)
     project = tmp_path / "my-sft"
     git(project, "init", "--quiet")
     commit(project, "as generated")
@@ -158,6 +158,12 @@ def updated_from_the_first_version(tmp_path: Path, edits: dict) -> tuple[dict, d
         (template / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(TEMPLATE / name, template / name)
     commit(template, "this version")
+    return project
+
+
+def updated_from_the_first_version(tmp_path: Path, edits: dict) -> tuple[dict, dict]:
+    """The files of a new project, and of one that was made at 0.1.0, edited and updated."""
+    project, template = project_of_the_first_version(tmp_path, edits), tmp_path / "template"
     cruft(project, "update", "--skip-apply-ask")
 
     (tmp_path / "new").mkdir()
@@ -194,6 +200,33 @@ def test_only_what_its_owner_edited_conflicts(tmp_path, name, before, after):
     moved = {file for file in left - own if b"# mine" in updated.get(file, b"")}
     assert left - moved <= own
     assert any(after.encode() in updated[file] for file in left)
+
+
+def test_an_own_prompt_of_the_first_version_survives_as_the_changelog_says(tmp_path):
+    """Its answers have another name now: without `row` nothing is updated, with it all is kept."""
+    old = {"dataset": "org/quiz", "prompt_template": "Q: {q}", "response_column": "a"}
+    old["system_prompt"] = "Be kind."
+    project = project_of_the_first_version(tmp_path, {}, **old)
+    before = files_of(project)
+    refused = cruft(project, "update", "--skip-apply-ask", check=False)
+    assert refused.returncode and files_of(project) == before
+    assert "prompt_template and response_column in config.yaml" in refused.stderr
+    assert "    cruft update --variables-to-update '{" in refused.stderr
+
+    changelog = (TEMPLATE / "CHANGELOG.md").read_text(encoding="utf-8")
+    (option, given) = re.search(r"`cruft update (--\S+) '(\{\"row\".*?\})'`", changelog).groups()
+    given = given.replace("Please Summarize: {dialogue} => {summary}", "Q: {q} => {a}")
+    cruft(project, "update", "--skip-apply-ask", option, given)
+    values = config_of(project)
+    assert (values["prompt_template"], values["response_column"]) == ("Q: {q}", "a")
+    assert values["system_prompt"] == ""  # which CHANGELOG.md says, too
+    for name in (".cruft.json", "answers.json"):  # the next update has it
+        assert "Q: {q} => {a}" in (project / name).read_text(encoding="utf-8")
+    commit(project, "updated")
+    replace(tmp_path / "template" / "cookiecutter.json", '"0.2.0"', '"0.3.0"')
+    commit(tmp_path / "template", "the next version")
+    cruft(project, "update", "--skip-apply-ask")
+    assert config_of(project) == values
 
 
 def trained_after_the_update() -> None:

@@ -41,6 +41,23 @@ def test_every_prompt_is_a_question_and_every_answer_has_a_label(prompt):
         assert words.keys() - {"__prompt__"} == set(CONTEXT[prompt])
 
 
+def test_no_more_than_eleven_questions_are_asked_and_each_answer_fits_a_line():
+    questions = [name for name in CONTEXT if not name.startswith("_")]
+    assert len(questions) <= 11
+    for name in questions:
+        words = CONTEXT["__prompts__"][name]
+        lines = [words] if isinstance(words, str) else [f"10 - {word}" for word in words.values()]
+        assert all(len(f"    {line}") <= 80 for text in lines for line in text.split("\n")), name
+
+
+def test_a_model_that_needs_a_click_says_so_in_the_menu_and_in_the_readme():
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    gated = tuple(re.findall(r'"([^"]+/)"', re.search(r"set gated = .*", readme)[0]))
+    for name in MENUS["base_model"]:
+        label = CONTEXT["__prompts__"]["base_model"][name]
+        assert label.endswith("; click") == name.startswith(gated), label
+
+
 def test_nothing_is_named_that_is_illegal_elsewhere():
     for path in TEMPLATE.rglob("*"):
         if not {".git", ".venv", "demo"} & set(path.relative_to(TEMPLATE).parts):
