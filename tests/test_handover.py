@@ -94,7 +94,7 @@ def test_merging_rounds_an_answer_away_at_most(answers):
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_in_fewer_bits_the_share_that_stays_is_shown(home, ask, answers, kind):
     file = str(home / "outputs/gguf/model.gguf")
-    code = "import sys; from askers import quantize; print(quantize(*sys.argv[1:]))"
+    code = "import sys; from support.askers import quantize; print(quantize(*sys.argv[1:]))"
     run(home, "-c", code, file, kind, PYTHONPATH=str(TEMPLATE / "tests"))
     found = ask("ask_llama", f"gguf/{kind}.gguf")
     print(f"\nllama.cpp, {kind}: {share(found, answers['adapter'])} as chat.py answers")
