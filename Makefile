@@ -8,7 +8,7 @@ HANDOVER := $(VENV)/handover
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo quick test cluster cards crash lint lowest handover mutants memory reading clean
+.PHONY: demo quick test cluster cards crash lint lowest handover mutants memory reading release clean
 
 demo: $(MODEL)
 	@rm -rf demo && mkdir demo
@@ -78,6 +78,10 @@ reading: $(VENV)/installed
 # the template broken on purpose, in many ways: is it noticed?
 mutants: $(VENV)/installed
 	$(BIN)/python tests/mutants.py
+
+# make release VERSION=0.3.0: tags what was tested, if it is ready
+release:
+	@$(PYTHON) release.py "$(VERSION)"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --no-cache --config pyproject.toml .

@@ -4,15 +4,15 @@ python bench/published.py                 all of published_peaks.json; writes re
 python bench/published.py --only 36 41    these records, with every moment's peak; writes nothing
 
 Each peak was measured by others, with versions and settings of their own. Here the model's real
-class takes the same step with two layers and with three; every storage is counted while it lives,
-and each moment of the step is continued to the model's depth. No number is fitted. What differs
-between then and now, or between a GPU and fake tensors, is taken the way it was:
+class takes the same step with two layers and with three, under the counter of a generated project
+(sft/count.py), and each moment of the step is continued to the model's depth. No number is fitted.
+What differs between then and now, or between a GPU and fake tensors, is taken the way it was:
 
 - the loss of transformers 4.45 and of 4.48, with copies of the logits in float32 (`loss_of`)
 - checkpointing that is reentrant where nothing else was said, transformers 4's default
 - fms-acceleration's kernels for loss, norms and 4-bit adapters, by what they keep (`fuse`)
-- FlashAttention and two softmax kernels, by what they allocate (`FlashAttention`, `inside`)
-- dropout's mask, a byte a number, and cuBLAS's workspace (`as_on_a_card`, `WORKSPACE`)
+- FlashAttention and two softmax kernels, by what they allocate (`FlashAttention`, `HalfSoftmax`)
+- cuBLAS's workspace (`WORKSPACE`)
 
 Not counted is what the allocator leaves over in a block: one of more than 1 MiB is split only if
 more than 1 MiB remains, which depends on the order in which 4-bit weights were loaded.
@@ -21,12 +21,12 @@ more than 1 MiB remains, which depends on the order in which 4-bit weights were 
 import argparse
 import json
 import os
+import sys
+import tempfile
 import warnings
-import weakref
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
 from functools import partial
-from math import ceil, prod
+from math import ceil
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
@@ -36,20 +36,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
+from counts import bake
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoConfig,
-    AutoModelForCausalLM,
     BitsAndBytesConfig,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.quantizers import AutoHfQuantizer
+
+FOLDER = tempfile.TemporaryDirectory()
+PROJECT = bake(Path(FOLDER.name), collator="seq2seq")
+sys.path.insert(0, str(PROJECT))
+from sft import count  # noqa: E402
 
 BENCH = Path(__file__).resolve().parent
 PEAKS, RESULTS = BENCH / "published_peaks.json", BENCH / "results" / "published.json"
@@ -58,35 +59,32 @@ WORKSPACE = 2 * 8320 * 2**10  # cuBLAS's, for the thread of forward and that of 
 ROUND = 512  # bytes; PyTorch's allocator hands out multiples of it
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, and the most of them at each place."""
+class Blocks(count.Sizes):
+    """Bytes as PyTorch's allocator hands them out; nothing is known of what they grow with."""
 
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.sizes, self.total, self.peaks, self.place = {}, 0, {}, ""
-        for tensor in tensors(model):
-            self.add(tensor)
+    def grows_with(self, size: int) -> tuple[str, int]:
+        return "1", ceil(size / ROUND) * ROUND
 
-    def add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self.sizes:
-            self.sizes[key] = ceil(storage.nbytes() / ROUND) * ROUND
-            self.total += self.sizes[key]
-            weakref.finalize(storage, self._drop, key)
 
-    def _drop(self, key: int) -> None:
-        self.total -= self.sizes.pop(key)
+class Live(count._Live):
+    """The most bytes at each place of a step, weights and optimizer included."""
+
+    def __init__(self, layers: int):
+        super().__init__([], Blocks(0, 0, 0, 0, {}))
+        self.layers = ["first layer", *["between"] * (layers - 2), "last layer"]
+        self.peaks = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        for tensor in tree_iter(output):
-            if isinstance(tensor, torch.Tensor):
-                self.add(tensor)
-        if self.place == "forward" and torch._C._current_graph_task_id() != -1:
-            self.place = "head"
-        now = self.total + inside(function.name(), args)
-        self.peaks[self.place] = max(now, self.peaks.get(self.place, 0))
+        output = super().__torch_dispatch__(function, types, args, kwargs)
+        (place, layer), total = self.moments.pop()
+        if place in ("start", "forward", "loss"):
+            place = "forward" if torch._C._current_graph_task_id() == -1 else "head"
+        elif place == "backward":
+            place = self.layers[layer]
+        now = total.total()
+        if function.name() == "aten::_softmax_backward_data":  # which was of float32, not 16 bits
+            now += args[0].nbytes // 2
+        self.peaks[place] = max(now, self.peaks.get(place, 0))
         return output
 
 
@@ -112,22 +110,13 @@ def softmax(scores, dim=None, _stacklevel=3, dtype=None, plain=F.softmax):
     return plain(scores, dim, _stacklevel, dtype)
 
 
-def inside(name: str, args: tuple) -> int:
-    """Bytes that a GPU's kernel takes and frees within what is one operation on the CPU."""
-    if name == "bitsandbytes::gemm_4bit":  # the unpacked weight
-        return 2 * prod(args[2])
-    if name == "aten::_softmax_backward_data":  # the product of gradient and output
-        return args[0].nbytes
-    return 0
-
-
 def trace(shape: dict, settings: SimpleNamespace, layers: int) -> Live:
     """The second of two training steps of a model with so many layers, when Adam has its state."""
-    model = adapted(on_meta(shape, settings, layers), settings)
+    model = on_meta(shape, settings, layers)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
-        to_fake(model)
-    with fake, as_on_a_card():
+        count.to_fake(model, fake)
+    with fake, count.as_on_a_gpu(), mock.patch("torch.nn.functional.softmax", softmax):
         model.config.use_cache = False
         model.train()
         if settings.fused:
@@ -140,16 +129,16 @@ def trace(shape: dict, settings: SimpleNamespace, layers: int) -> Live:
         optimizer = torch.optim.AdamW(trained, foreach=True)
         size = settings.batch, settings.length
         batch = [torch.zeros(size, dtype=torch.long) for _ in range(3)]  # ids, labels, mask
-        live = Live(model)
         ids, labels, _ = batch
-        for tensor in batch:
-            live.add(tensor)
-        mark_layers(model, live)
+        live = Live(layers)
+        count._Step.watch_layers(SimpleNamespace(model=model, live=live, trained=[]))
         with live:
+            for tensor in (*count.tensors_of(model), *batch):
+                tensor.detach()  # counts from here on
             kept = None
             for _ in range(2):
                 live.peaks.clear()
-                live.place = "forward"
+                live.place = "start", None
                 with torch.autocast("cpu", torch.bfloat16, enabled=settings.autocast):
                     loss, logits = loss_of(model, ids, labels, settings)
                 kept = logits if settings.keep_outputs else None  # until the next step's are there
@@ -157,7 +146,7 @@ def trace(shape: dict, settings: SimpleNamespace, layers: int) -> Live:
                 loss.backward()
                 if not settings.keep_outputs:  # the Trainer's way
                     del loss
-                live.place = "optimizer"
+                live.place = "optimizer", None
                 torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -183,35 +172,32 @@ def on_meta(shape: dict, settings: SimpleNamespace, layers: int) -> torch.nn.Mod
         bos_token_id=1,
         eos_token_id=2,
     )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=settings.dtype, attn_implementation=settings.attention
-        )
-    for layer in model.model.layers:
-        # before 4.48, Mistral's class gave the kernel a key and a value for every query head
-        layer.self_attn.repeat_heads = shape["arch"] == "mistral" and settings.version == "4.45"
-    if settings.nf4:
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=settings.double_quant,
-            bnb_4bit_compute_dtype=settings.dtype,
-        )
-        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
-        quantizer.preprocess_model(model, device_map=None)
-        for module in model.modules():
-            if hasattr(getattr(module, "weight", None), "_quantize"):
-                module.weight.data = module.weight.data.to(settings.dtype)
-                module.weight._quantize("meta")
-        model.hf_quantizer = quantizer
-        quantizer.postprocess_model(model)
-        if settings.kbit_upcast:  # all that is not quantized to float32; only ever done to 4 bits
-            prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return model
+    with (
+        mock.patch.object(count, "quantization_config", partial(quantization_config, settings)),
+        mock.patch.object(count, "add_adapter", adapted),
+    ):
+        return count.model_on_meta(config, settings)[0]
+
+
+def quantization_config(settings: SimpleNamespace, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if not settings.nf4:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=settings.double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def adapted(model: torch.nn.Module, settings: SimpleNamespace) -> torch.nn.Module:
-    """The model with LoRA, if it had it."""
+    """The model prepared for training, with LoRA if it had it."""
+    for layer in model.model.layers:
+        # before 4.48, Mistral's class gave the kernel a key and a value for every query head
+        is_mistral = model.config.model_type == "mistral"
+        layer.self_attn.repeat_heads = is_mistral and settings.version == "4.45"
+    if settings.nf4 and settings.kbit_upcast:  # all that is not quantized to float32
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if not settings.lora:
         return model
     lora = LoraConfig(
@@ -300,7 +286,7 @@ class FusedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, layer, a, b):
-        dropped = dropout(states, layer.lora_dropout["default"].p)
+        dropped = F.dropout(states, layer.lora_dropout["default"].p)
         output = layer.base_layer(states)
         output += dropped @ a.t().to(states.dtype) @ b.t().to(states.dtype)
         ctx.save_for_backward(states, dropped, a, b)
@@ -372,103 +358,6 @@ AttentionInterface.register("kernel_shapes", flash)
 AttentionMaskInterface.register("kernel_shapes", lambda *_, **__: None)
 
 
-def tensors(model: torch.nn.Module):
-    """Parameters, buffers and what bitsandbytes hangs on a parameter."""
-    for parameter in model.parameters():
-        yield parameter
-        yield from hung_on(parameter)
-    yield from model.buffers()
-
-
-def hung_on(thing):
-    for value in vars(thing).values():
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif type(value).__name__ == "QuantState":
-            yield from hung_on(value)
-
-
-def to_fake(model: torch.nn.Module) -> None:
-    """Every tensor without content becomes a fake one on the CPU; what is shared stays shared."""
-    made = {}  # with the old ones, which must live: addresses are used again
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in made:
-            made[key] = tensor, torch.empty(tensor.shape, dtype=tensor.dtype)
-        return made[key][1]
-
-    def fake_parameter(old: torch.nn.Parameter) -> torch.nn.Parameter:
-        if id(old) not in made:
-            new = torch.nn.Parameter(fake(old), requires_grad=old.requires_grad)
-            vars(new).update(vars(old))
-            hang(new)
-            made[id(old)] = old, new
-        return made[id(old)][1]
-
-    def hang(thing) -> None:
-        for name, value in vars(thing).items():
-            if isinstance(value, torch.Tensor):
-                setattr(thing, name, fake(value))
-            elif type(value).__name__ == "QuantState":
-                hang(value)
-
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = fake_parameter(parameter)
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = fake(buffer)
-        if hasattr(module, "quant_state"):
-            module.quant_state = module.weight.quant_state
-
-
-def mark_layers(model: torch.nn.Module, live: Live) -> None:
-    """Have `live.place` say, in backward, which layer it is in."""
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    places = ["first layer", *["between"] * (len(layers) - 2), "last layer"]
-
-    def enter(place: str, *_) -> None:
-        live.place = place
-
-    def enter_with_gradient(of, place: str) -> None:
-        of = of[0] if isinstance(of, tuple) else of
-        if of.requires_grad:
-            of.register_hook(partial(enter, place))
-
-    def enter_recomputed(place: str, *_) -> None:
-        if live.place not in ("forward", "optimizer"):
-            live.place = place
-
-    for layer, place in zip(layers, places, strict=True):
-        # a checkpointed layer is computed once more, before its gradient arrives or after
-        layer.register_forward_pre_hook(partial(enter_recomputed, place))
-        layer.register_forward_hook(lambda *call, place=place: enter_with_gradient(call[-1], place))
-    layers[0].register_forward_pre_hook(lambda _, inputs: enter_with_gradient(inputs, "embeddings"))
-
-
-def dropout(states, p=0.5, training=True, inplace=False):
-    return torch.native_dropout(states, p, True)[0] if training and p else states
-
-
-@contextmanager
-def as_on_a_card():
-    """What a GPU would do, and fake tensors on the CPU would not."""
-    with ExitStack() as patches:
-        for patch in (
-            mock.patch.object(FakeTensor, "is_cuda", True),
-            mock.patch("torch.cuda.get_device_capability", lambda *_: (8, 0)),
-            # with a mask of a byte a number; on the CPU it is of the number's own width
-            mock.patch("torch.nn.functional.dropout", dropout),
-            mock.patch("torch.nn.functional.softmax", softmax),
-            # it looks whether rows are packed; into fake ones it cannot look
-            mock.patch("transformers.masking_utils.find_packed_sequence_indices", lambda *_: None),
-        ):
-            patches.enter_context(patch)
-        yield
-
-
 def moments(shape: dict, settings: SimpleNamespace) -> dict[str, int]:
     """The peak of each moment of the step at the model's depth, in bytes."""
     two, three = trace(shape, settings, 2), trace(shape, settings, 3)
@@ -492,10 +381,10 @@ def read_settings(record: dict) -> SimpleNamespace:
     # of transformers: at its loss, 4.48 has 14 bytes a logit and 4.45 has 12
     version = "5" if t4 else "4.48" if given.get("logit_bytes") == 14 else "4.45"
     return SimpleNamespace(
-        dtype=torch.float16 if t4 else torch.bfloat16,
+        dtype="float16" if t4 else "bfloat16",
         batch=given["batch"],
         length=given["seq"],
-        attention=given["attn"] if t4 else "kernel_shapes",
+        attn_implementation=given["attn"] if t4 else "kernel_shapes",
         checkpointing=given.get("ckpt", True),
         reentrant=given.get("reentrant", True),
         lora=lora,
@@ -544,7 +433,7 @@ def main() -> None:
         error = predicted / record["measured_gib"] - 1
         print(
             f"{number:2} {group_of(record):16} {record['model'].split('/')[-1]:28} "
-            f"{settings.batch:2} x {settings.length:4} {settings.attention[:5]:5} "
+            f"{settings.batch:2} x {settings.length:4} {settings.attn_implementation[:5]:5} "
             f"{record['measured_gib']:7.3f} {predicted:7.3f} {error:+7.2%}  {where}",
             flush=True,
         )

@@ -251,6 +251,15 @@ def test_the_count_is_near_what_an_h200_measured(memory):
     assert sum(map(abs, off.values())) / len(off) < 0.005
 
 
+def test_the_counter_meets_peaks_that_others_measured():
+    """bench/published.py, which uses it: on a T4 in float16 and 4 bits, on an A100 in bfloat16."""
+    command = [sys.executable, "bench/published.py", "--only", "12", "33", "41"]
+    done = subprocess.run(command, cwd=TEMPLATE, capture_output=True, text=True)
+    errors = re.findall(r"^ ?\d+ [TA].*?([+-][\d.]+)%", done.stdout, re.MULTILINE)
+    assert len(errors) == 3, done.stderr
+    assert max(abs(float(error)) for error in errors) < 1.5
+
+
 @pytest.mark.parametrize(
     ("gigabytes", "bytes_a_logit", "name", "quantization", "lora_targets", "batch"),
     [  # max_memory_allocated on an A100, of the runs in the benchmarks of foundation-model-stack

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TEMPLATE, config_of, in_project
+from conftest import CONTEXT, TEMPLATE, config_of, in_project
 
 
 def files_of(project: Path) -> dict[str, bytes]:
@@ -81,7 +81,8 @@ def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
     (project / "notes.md").write_text("mine\n")
     commit(project, "my own edits")
 
-    replace(template / "cookiecutter.json", '"_version": "0.2.0"', '"_version": "0.3.0"')
+    version = f'"_version": "{CONTEXT["_version"]}"'
+    replace(template / "cookiecutter.json", version, '"_version": "99.0.0"')
     generated = template / "{{cookiecutter.project_slug}}"
     replace(
         generated / "chat.py", '"""Talk to the result', '"""Talk, in a new version, to the result'
@@ -94,7 +95,7 @@ def test_an_update_keeps_what_the_user_wrote(template, tmp_path):
     assert "in a new version" in (project / "chat.py").read_text(encoding="utf-8")
     assert (project / "NEW.md").exists()
     recorded = json.loads((project / "answers.json").read_text(encoding="utf-8"))
-    assert recorded["version"] == "0.3.0"
+    assert recorded["version"] == "99.0.0"
     assert recorded["answers"]["lora_targets"] == "mlp"
     assert "[mlp]" in (project / "config.yaml").read_text(encoding="utf-8")
     assert not list(project.rglob("*.rej")) and not list(project.rglob("*.orig"))
@@ -138,50 +139,94 @@ OWN_EDITS = {
 }
 
 
-def project_of_the_first_version(tmp_path: Path, edits: dict, **answers: str) -> Path:
-    """A project that was made at 0.1.0 and edited; the template is this version now."""
-    template, given = tmp_path / "template", json.dumps(answers)
+FIRST = "f175840"  # 0.1.0, made before there were tags
+TAGS = subprocess.run(["git", "tag"], cwd=TEMPLATE, capture_output=True, text=True).stdout.split()
+NEXT = "v99.0.0"
+
+
+def release(template: Path, tag: str) -> subprocess.CompletedProcess:
+    who = {"NAME": "Test", "EMAIL": "test@example.org"}
+    who = {f"GIT_{role}_{key}": who[key] for role in ("AUTHOR", "COMMITTER") for key in who}
+    words = ["make", "release", f"VERSION={tag[1:]}", f"PYTHON={sys.executable}"]
+    env = {**os.environ, **who}
+    return subprocess.run(words, cwd=template, env=env, capture_output=True, text=True)
+
+
+def write_news(template: Path) -> None:
+    replace(template / "CHANGELOG.md", "# Changelog\n", f"# Changelog\n\n## {NEXT[1:]}\n\nAll.\n")
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A clone with all earlier tags, in which the files of today are released."""
+    template = tmp_path / "template"
     git(tmp_path, "clone", "--quiet", "--no-checkout", str(TEMPLATE), str(template))
-    git(template, "checkout", "--quiet", "-B", "main", "f175840")
-    cruft(tmp_path, "create", str(template), "--no-input", "--extra-context", given)
+    git(template, "checkout", "--quiet", "-B", "main")
+    git(template, "rm", "--quiet", "-r", ".")
+    files = git(TEMPLATE, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, files.split("\0")):
+        if (TEMPLATE / name).is_file():
+            (template / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(TEMPLATE / name, template / name)
+    write_news(template)
+    commit(template, "this version")
+    done = release(template, NEXT)
+    assert done.returncode == 0, done.stderr
+    return template
+
+
+def test_a_release_is_generated_by_its_tag(released, tmp_path):
+    generated = released / "{{cookiecutter.project_slug}}"
+    replace(generated / "chat.py", '"""Talk to the result', '"""Talk, one day, to the result')
+    commit(released, "after the release")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"cookiecutters_dir: {json.dumps(str(tmp_path / 'clones'))}\n")
+    source = [f"git+{released.as_uri()}", "--checkout", NEXT]  # as from gh:org/sft-template
+    command = [*source, "--no-input", "--config-file", str(config)]
+    subprocess.run([sys.executable, "-m", "cookiecutter", *command], cwd=tmp_path, check=True)
     project = tmp_path / "my-sft"
+    assert json.loads((project / "answers.json").read_text("utf-8"))["version"] == NEXT[1:]
+    assert "one day" not in (project / "chat.py").read_text("utf-8")
+
+
+def edited_project(released: Path, earlier: str, edits: dict, **answers: str) -> Path:
+    """A project beside the template, that was made at an earlier version and edited."""
+    given = ["--no-input", "--extra-context", json.dumps(answers)]
+    cruft(released.parent, "create", str(released), "--checkout", earlier, *given)
+    project = released.parent / "my-sft"
     git(project, "init", "--quiet")
     commit(project, "as generated")
     for name, (before, after) in edits.items():
         replace(project / name, before, after)
     (project / "notes.md").write_text("mine\n")
     commit(project, "my own edits")
-
-    git(template, "rm", "--quiet", "-r", ".")
-    files = git(TEMPLATE, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    for name in filter(None, files.split("\0")):
-        (template / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(TEMPLATE / name, template / name)
-    commit(template, "this version")
     return project
 
 
-def updated_from_the_first_version(tmp_path: Path, edits: dict) -> tuple[dict, dict]:
-    """The files of a new project, and of one that was made at 0.1.0, edited and updated."""
-    project, template = project_of_the_first_version(tmp_path, edits), tmp_path / "template"
-    cruft(project, "update", "--skip-apply-ask")
+def updated(released: Path, tmp_path: Path, earlier: str, edits: dict) -> tuple[dict, dict]:
+    """The files of a new project, and of one that was made earlier, edited and updated."""
+    project = edited_project(released, earlier, edits)
+    made = json.loads((project / ".cruft.json").read_text())["context"]["cookiecutter"]
+    cruft(project, "update", "--checkout", NEXT, "--skip-apply-ask")
 
     (tmp_path / "new").mkdir()
-    # the first version's defaults stay a project's answers
-    old = '{"lora_targets": "attention", "base_model": "Qwen/Qwen3-8B"}'
-    cruft(tmp_path / "new", "create", str(template), "--no-input", "--extra-context", old)
+    # the defaults of its time stay a project's answers
+    answers = {key: made[key] for key in made.keys() & CONTEXT.keys() if key[0] != "_"}
+    create = ["create", str(released), "--checkout", NEXT, "--no-input", "--extra-context"]
+    cruft(tmp_path / "new", *create, json.dumps(answers))
     new, updated = files_of(tmp_path / "new" / "my-sft"), files_of(project)
     updated = {name: text for name, text in updated.items() if not name.startswith(".git/")}
     assert updated.pop("notes.md") == b"mine\n"
     return new, updated
 
 
-def test_a_project_of_the_first_version_reaches_this_one(tmp_path):
-    new, updated = updated_from_the_first_version(tmp_path, OWN_EDITS)
-    assert updated.keys() == new.keys()  # what moved has moved, and no .rej or .orig is there
-    assert {name for name in new if updated[name] != new[name]} == OWN_EDITS.keys()
+@pytest.mark.parametrize("earlier", [FIRST, *TAGS])
+def test_a_project_of_an_earlier_version_reaches_the_release(released, tmp_path, earlier):
+    new, found = updated(released, tmp_path, earlier, OWN_EDITS)
+    assert found.keys() == new.keys()  # what moved has moved, and no .rej or .orig is there
+    assert {name for name in new if found[name] != new[name]} == OWN_EDITS.keys()
     for name, (before, after) in OWN_EDITS.items():
-        assert updated[name].decode() == new[name].decode().replace(before, after)
+        assert found[name].decode() == new[name].decode().replace(before, after)
     in_project(tmp_path / "my-sft", trained_after_the_update)
 
 
@@ -192,21 +237,50 @@ def test_a_project_of_the_first_version_reaches_this_one(tmp_path):
         ("sft/preprocess.py", "MARK = ", "# mine\nMARK = "),  # a file that is gone
     ],
 )
-def test_only_what_its_owner_edited_conflicts(tmp_path, name, before, after):
+def test_only_what_its_owner_edited_conflicts(released, tmp_path, name, before, after):
     edits = {"train.py": OWN_EDITS["train.py"], name: (before, after)}
-    new, updated = updated_from_the_first_version(tmp_path, edits)
+    new, found = updated(released, tmp_path, FIRST, edits)
     own = {file + ending for file in edits for ending in ("", ".rej")}
-    left = {file for file in updated.keys() | new if updated.get(file) != new.get(file)}
-    moved = {file for file in left - own if b"# mine" in updated.get(file, b"")}
+    left = {file for file in found.keys() | new if found.get(file) != new.get(file)}
+    moved = {file for file in left - own if b"# mine" in found.get(file, b"")}
     assert left - moved <= own
-    assert any(after.encode() in updated[file] for file in left)
+    assert any(after.encode() in found[file] for file in left)
 
 
-def test_an_own_prompt_of_the_first_version_survives_as_the_changelog_says(tmp_path):
+def forbid_tags(template: Path) -> None:
+    hook = template / ".git/hooks/reference-transaction"
+    hook.write_text("#!/bin/sh\n! grep -q refs/tags || { echo no tags today >&2; exit 1; }\n")
+    hook.chmod(0o755)
+
+
+NOT_READY = {
+    "three numbers": lambda template: "v99",
+    "git switch main": lambda template: git(template, "switch", "-c", "other"),
+    "notes.md is not committed": lambda template: (template / "notes.md").write_text("mine\n"),
+    "the tag v99.0.0 exists": lambda template: git(template, "tag", NEXT),
+    "below '## 99.0.0'": lambda template: git(template, "revert", "--no-edit", "HEAD"),
+    "git says: no tags today": lambda template: forbid_tags(template),
+}
+
+
+@pytest.mark.parametrize("words", NOT_READY)
+def test_what_is_not_ready_is_not_released(template, words):
+    write_news(template)
+    commit(template, "news")
+    tag = NOT_READY[words](template)
+    state = [["log"], ["tag"], ["status"], ["diff", "HEAD"]]
+    before = [git(template, *command) for command in state]
+    done = release(template, tag if tag == "v99" else NEXT)
+    said = done.stderr.splitlines()[0]
+    assert done.returncode and said.startswith("Not released: ") and words in said
+    assert [git(template, *command) for command in state] == before
+
+
+def test_an_own_prompt_of_the_first_version_survives_as_the_changelog_says(released):
     """Its answers have another name now: without `row` nothing is updated, with it all is kept."""
     old = {"dataset": "org/quiz", "prompt_template": "Q: {q}", "response_column": "a"}
     old["system_prompt"] = "Be kind."
-    project = project_of_the_first_version(tmp_path, {}, **old)
+    project = edited_project(released, FIRST, {}, **old)
     before = files_of(project)
     refused = cruft(project, "update", "--skip-apply-ask", check=False)
     assert refused.returncode and files_of(project) == before
@@ -223,8 +297,8 @@ def test_an_own_prompt_of_the_first_version_survives_as_the_changelog_says(tmp_p
     for name in (".cruft.json", "answers.json"):  # the next update has it
         assert "Q: {q} => {a}" in (project / name).read_text(encoding="utf-8")
     commit(project, "updated")
-    replace(tmp_path / "template" / "cookiecutter.json", '"0.2.0"', '"0.3.0"')
-    commit(tmp_path / "template", "the next version")
+    replace(released / "cookiecutter.json", f'"{NEXT[1:]}"', '"99.1.0"')
+    commit(released, "the next version")
     cruft(project, "update", "--skip-apply-ask")
     assert config_of(project) == values
 
