@@ -170,6 +170,10 @@ if step:
     vram.print_all(step, vram.CARDS)
 else:
     print(none)
+data = read_values([])["dataset"]
+if re.search(r"\.(jsonl?|csv|parquet)$|^[./~]", data) and not Path(data).expanduser().exists():
+    print(f"The dataset {data} is not there yet, as seen from {SLUG}.")
 print(f"{SLUG} is ready. Next:\n")
 print(f"    cd {SLUG} && pip install -e \".[test]\"")
+print("    python preview.py --smoke   # your rows, and what is trained on")
 print("    python train.py --smoke     # the whole path with a tiny twin, on the CPU, in seconds")

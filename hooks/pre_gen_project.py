@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import sys
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from string import Formatter
 
@@ -32,8 +34,8 @@ def refusal(answers):
         or missing_text(answers)
         or other_model(answers)
         or misplaced_dataset(answers)
-        or bad_row(answers)
         or row_of_the_example(answers)
+        or bad_row(answers)
         or bad_length(answers["max_length"])
         or quantized_full(answers)
         or text_with_a_mask(answers)
@@ -95,82 +97,110 @@ def other_model(answers):
 def misplaced_dataset(answers):
     """A file is typed as it is seen from here, and read as it is seen from the new project."""
     path = answers["dataset"]
+    if (bare := path.strip("'\" ")) != path:
+        return f"dataset {path!r} is in quotes or blanks, which belong to no path.", {"dataset": bare}
     if os.path.exists(path) or not os.path.isfile(os.path.join(answers.get("_output_dir", ""), path)):
         return None
     reason = f"dataset {path!r} is not in the new project but beside it; begin the path there, with '../'."
     return reason, {"dataset": f"../{path}"}
 
 
-def columns_of(dataset):
-    """The columns of a local file, by its first row; none where they can't be seen from here."""
+def first_row(dataset):
+    """Of a local file, by column; empty where it can't be seen from here."""
     try:
-        with open(dataset, encoding="utf-8-sig", newline="") as file:
+        with open(os.path.expanduser(dataset), encoding="utf-8-sig", newline="") as file:
             if dataset.endswith(".csv"):
-                return next(csv.reader(file))
+                return next(csv.DictReader(file))
             if not dataset.endswith((".json", ".jsonl")):
-                return []
+                return {}
             row = json.loads(file.readline() if dataset.endswith(".jsonl") else file.read())
-            return [*(row[0] if isinstance(row, list) else row)]
+            return dict(row[0] if isinstance(row, list) else row)
     except (OSError, ValueError, TypeError, LookupError, StopIteration, csv.Error):
-        return []
+        return {}
 
 
 def braced(*columns):
     return " ".join("{" + column + "}" for column in columns)
 
 
-def row_with(columns, form):
-    """A row to propose: with the columns of the file, else with words to replace."""
-    if form != "prompt_response":
-        return columns[-1] if columns else form
-    *asked, response = columns if len(columns) > 1 else ["PROMPT", "RESPONSE"]
-    return f"{braced(*asked)} => {braced(response)}"
+def nearest(name, columns):
+    """The column that is meant by a name, or ""; any name where the columns are not known."""
+    if name in columns or not columns:
+        return name
+    known = {column.lower(): column for column in columns}
+    return known.get(next(iter(get_close_matches(name.lower(), known, n=1)), ""), "")
+
+
+def proposed_row(row, form, columns):
+    """What may be meant: the same words, with the columns that the rows have; capitals are to replace."""
+    useful = [column for column in columns if not re.fullmatch("(?i)(.*[_ -])?(id|index)", column)]
+    if form in NAME_A_COLUMN:
+        longest = max(useful, key=lambda column: len(str(columns[column])), default=form)
+        return nearest(row.strip("{} "), columns) or longest
+    prompt, response = re.fullmatch(r"(.*?)(?:\s*(?:[=-]>|=)\s*([^=]*))?", row, re.DOTALL).groups("")
+    prompt = re.sub(r"\{\{|\}\}|\{([^{}:!]+)\}|([{}])", partial(with_columns, columns), prompt)
+    if not re.search(r"\{\w", prompt):  # columns without braces
+        prompt = re.sub(r"\w+", lambda word: braced(word[0]) if word[0] in columns else word[0], prompt)
+    response = nearest((re.findall(r"\{([^{}]+)\}", response) or [response.strip()])[-1], columns)
+    if not response:
+        response = next((one for one in reversed(useful) if braced(one) not in prompt), "RESPONSE")
+    prompt = prompt.replace(braced(response), "").strip()
+    if not re.search(r"\{\w", prompt):
+        prompt += " " + braced(*[column for column in useful if column != response] or ["PROMPT"])
+    return f"{prompt.strip()} => {braced(response)}"
+
+
+def with_columns(columns, found):
+    """A column in braces by its nearest name, a lone brace doubled, and the rest as it is."""
+    if found[1]:
+        column = nearest(found[1], columns)
+        return braced(column) if column else found[1]
+    return found[0] * 2 if found[2] else found[0]
 
 
 def bad_row(answers):
-    row, form, columns = answers["row"], answers["dataset_format"], columns_of(answers["dataset"])
+    row, form, data = answers["row"], answers["dataset_format"], answers["dataset"]
+    columns = first_row(data)
+    fixed = {"row": proposed_row(row, form, columns)}
     if form in NAME_A_COLUMN and re.search("[{}]", row):
-        reason = f"row {row!r} has braces, but for {form} it is the name of a column alone."
-        return reason, {"row": row_with(columns, form)}
-    if form != "prompt_response":
-        return None
-    parts = re.fullmatch(r"(.*) => \{([^{}]+)\}", row, re.DOTALL)
-    if not parts:
-        fixed = re.sub(r"\s*=>(?:[^{}]*\{)?\s*([^{}]+?)\s*\}?\s*$", r" => {\1}", row)
-        reason = f"row {row!r} does not end with ' => ' and the column to train on, in braces."
-        return reason, {"row": fixed if fixed != row else row_with(columns, form)}
-    prompt, response = parts.groups()
-    literal = "double the braces that are meant literally"
-    fixed = re.sub(r"\{\{|\}\}|\{[^{}:!]+\}|([{}])", lambda found: found[0] + (found[1] or ""), prompt)
-    fixed = {"row": f"{fixed} => {braced(response)}"}
-    try:
-        fields = [field[1:] for field in Formatter().parse(prompt) if field[1] is not None]
-    except ValueError as error:
-        return f"row {row!r}: {error}; {literal}.", fixed
-    for name, spec, conversion in fields:
-        if not name or spec or conversion:
+        return f"row {row!r} has braces, but for {form} it is the name of a column alone.", fixed
+    names = [row]
+    if form == "prompt_response":
+        parts = re.fullmatch(r"(.*) => \{([^{}]+)\}", row, re.DOTALL)
+        if not parts:
+            return f"row {row!r} does not end with ' => ' and the column to train on, in braces.", fixed
+        prompt, response = parts.groups()
+        literal = "double the braces that are meant literally"
+        try:
+            fields = [field[1:] for field in Formatter().parse(prompt) if field[1] is not None]
+        except ValueError as error:
+            return f"row {row!r}: {error}; {literal}.", fixed
+        names = [name for name, *_ in fields]
+        if any(not name or spec or conversion for name, spec, conversion in fields):
             return f"row {row!r} has braces that name no column; {literal}.", fixed
-        if name == response:
-            reason = f"row {row!r} shows the model the column {name!r} that it is trained to write"
-            prompt = prompt.replace(braced(name), "").strip()
-            return f"{reason}; take it out of the prompt.", {"row": f"{prompt} => {braced(response)}"}
-    if not fields:
-        reason = f"row {row!r} names no column before ' => '; write one in braces."
-        asked = [column for column in columns if column != response] or ["PROMPT"]
-        return reason, {"row": f"{prompt} {braced(*asked)} => {braced(response)}".strip()}
+        if response in names:
+            reason = f"row {row!r} shows the model the column {response!r} that it is trained to write"
+            return f"{reason}; take it out of the prompt.", fixed
+        if not names:
+            return f"row {row!r} names no column before ' => '; write one in braces.", fixed
+        names.append(response)
+    if form not in ("prompt_response", *NAME_A_COLUMN) or not columns:
+        return None
+    for name in names:
+        if name not in columns:
+            reason = f"row {row!r} names the column {name!r}, and {data!r} has {', '.join(columns)}."
+            return reason, fixed
     return None
 
 
 def row_of_the_example(answers):
     """The default suits the default dataset: with another it was forgotten, or old answers lack it."""
     data, row, form = answers["dataset"], answers["row"], answers["dataset_format"]
-    if row != default("row", answers) or data in (default("dataset", answers), SAMPLE):
+    if form != "prompt_response" or row != default("row", answers):
         return None
-    columns = columns_of(data)
-    if columns and {*(re.findall(r"\{(\w+)\}", row) or [row])} <= {*columns}:
+    columns = first_row(data)
+    if data in (default("dataset", answers), SAMPLE) or {*re.findall(r"\{(\w+)\}", row)} <= {*columns}:
         return None
-    if form != "prompt_response" and not (columns and form in NAME_A_COLUMN):
-        return None  # a file on the Hub may well have a column of that name
     reason = f"row {row!r} is the example's, and {data!r} is another dataset"
     if columns:
         reason += f", with the columns {', '.join(columns)}; name one or more of them."
@@ -178,7 +208,7 @@ def row_of_the_example(answers):
         reason += "; name its columns, or change a word of the prompt if they are the same."
     if is_cruft(answers):
         reason += " In a project of 0.1.0 these are prompt_template and response_column in config.yaml."
-    return reason, {"row": row_with(columns, form)}
+    return reason, {"row": proposed_row("", form, columns)}
 
 
 def bad_length(max_length):
@@ -267,6 +297,7 @@ if reasons:
         print(f"Corrected, with all that you answered{to_do}:", file=sys.stderr)
         for words in commands(answers, corrected):
             print(f"    {shlex.join(words)}", file=sys.stderr)
+    print("What follows is cookiecutter, which says that it stopped here.", file=sys.stderr)
     if "_output_dir" in COOKIECUTTER:
         leave_nothing(Path(COOKIECUTTER["_output_dir"]).resolve())
     sys.exit(1)

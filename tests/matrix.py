@@ -58,7 +58,7 @@ OF_ITS_OWN = {  # a word of the model's name, and where its layers are others
 }
 
 
-def main() -> int:
+def main() -> int | str:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--pairwise", action="store_true", help="every pair of answers at least once"
@@ -71,17 +71,19 @@ def main() -> int:
     chosen = pairwise(combinations()) if options.pairwise else combinations()
     chosen = [one for one in chosen if wanted.items() <= one.items()]
     print(f"{len(combinations())} combinations are offered, {len(chosen)} are run.", flush=True)
-    failed, same = run_all(chosen, options.template, options.stop)
+    if not chosen:
+        return "No combination has these answers; see the menus in cookiecutter.json."
+    failed, done, same = run_all(chosen, options.template, options.stop)
     for answers, reason in failed:
         print(
             f"\n{'=' * 99}\nFAILED: {', '.join(answers.values())}\n{reason}\n"
             f"Alone: {command(answers)}"
         )
     print(
-        f"\n{len(chosen) - len(failed)} of {len(chosen)} combinations are right; {same} of them are"
+        f"\n{done - len(failed)} of {len(chosen)} combinations are right; {same} of them are"
         " another's program and twin, which was trained there."
     )
-    return bool(failed) or not chosen
+    return int(bool(failed))
 
 
 def command(answers: dict) -> str:
@@ -102,10 +104,12 @@ def pairwise(every: list[dict]) -> list[dict]:
     return chosen
 
 
-def run_all(chosen: list[dict], template: Path, stop: bool) -> tuple[list[tuple[dict, str]], int]:
+def run_all(
+    chosen: list[dict], template: Path, stop: bool
+) -> tuple[list[tuple[dict, str]], int, int]:
     """Run them side by side, with a line of progress; returns what failed, and why.
 
-    The second value counts those that another one had trained.
+    The second value counts those that were run, the third those that another one had trained.
     """
     warm_up(chosen, template)
     waiting, running, failed, done, same = list(reversed(chosen)), {}, [], 0, 0
@@ -133,7 +137,7 @@ def run_all(chosen: list[dict], template: Path, stop: bool) -> tuple[list[tuple[
                         f"{done} of {len(chosen)}, {len(failed)} failed, {left / 60:.1f} min left"
                     )
                     print(line, end="\r" if terminal else "\n", flush=True)
-    return failed, same
+    return failed, done, same
 
 
 def warm_up(chosen: list[dict], template: Path) -> None:
@@ -402,10 +406,15 @@ def tied(model) -> set[str]:
 
 
 def check_labels(answers: dict, seen: dict) -> None:
-    """Labels of a batch are each reply with its end of turn, and nothing else."""
+    """Labels of a batch are each reply with its end of turn, and nothing else; in any order."""
     tokenizer, rows = seen["tokenizer"], [dict(seen["rows"][number]) for number in range(3)]
     texts = [tokenizer.decode(row["input_ids"]) for row in rows]
     batch = seen["collator"](rows)
+    if "attention_mask" in batch:  # is on what the examples have, and not on padding
+        pairs = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+        assert sorted(ids[real].tolist() for ids, real in pairs) == sorted(
+            row["input_ids"] for row in rows
+        ), "attention_mask is not on the tokens of the examples"
     ids, labels = (batch[key].flatten().tolist() for key in ("input_ids", "labels"))
     if answers["collator"] == "language_modeling":
         real = batch["attention_mask"].flatten().tolist()
@@ -422,7 +431,7 @@ def check_labels(answers: dict, seen: dict) -> None:
     learnt = [tokenizer.decode(run) for run in learnt if run]
     turns = [part for text in texts for part in text.split("<|im_start|>assistant\n")[1:]]
     replies = [turn.partition("<|im_end|>")[0] + "<|im_end|>" for turn in turns]
-    assert learnt == replies, "labels are not the replies with their ends"
+    assert sorted(learnt) == sorted(replies), "labels are not the replies with their ends"
     in_file = Path("data/sample.jsonl").read_text(encoding="utf-8")
     for reply in replies:  # and those are what the file has as replies
         said = json.dumps(reply.removesuffix("<|im_end|>"), ensure_ascii=False)

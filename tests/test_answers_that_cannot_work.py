@@ -123,6 +123,54 @@ def test_whoever_names_a_file_alone_is_given_its_path_and_columns(tmp_path, name
     assert (values["prompt_template"], values["response_column"]) == ("{question}", "answer")
 
 
+TICKETS = {  # the row that is typed for these columns, and what is proposed
+    "{subject}: {bdoy} => {answer}": "{subject}: {body} => {answer}",
+    "{Body} => {answers}": "{body} => {answer}",
+    "{body} -> {answer}": "{body} => {answer}",
+    "{body} = {answer}": "{body} => {answer}",
+    "{body}": "{body} => {answer}",
+    "Reply to body => answer": "Reply to {body} => {answer}",
+    "Reply => {answer}": "Reply {subject} {body} => {answer}",
+    "{body} {answer} => {answer}": "{body} => {answer}",
+    "{conversation}": "conversation",
+    "conversations": "conversation",
+    "chat": "conversation",
+    "id": None,
+}
+
+
+@pytest.mark.parametrize("typed", TICKETS)
+def test_a_row_is_held_against_a_file_that_can_be_seen(bake, tmp_path, capfd, typed):
+    """The proposal keeps what was typed, and is not refused."""
+    is_chat = "conv" in str(TICKETS[typed]) or not TICKETS[typed]
+    ticket = {"id": 7, "subject": "Late", "body": "Where is it?", "answer": "On its way."}
+    chat = {"id": 7, "conversation": [{"role": "user", "content": "Hi"}]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(chat if is_chat else ticket) + "\n")
+    form = "messages" if is_chat else "prompt_response"
+    result = bake(dataset=str(file), dataset_format=form, row=typed)
+    if TICKETS[typed] is None:
+        assert result.exception is None
+        return
+    assert result.exit_code != 0
+    answers = answers_of(capfd.readouterr().err.splitlines())
+    assert answers["row"] == TICKETS[typed]
+    assert bake.cookies.bake(extra_context=answers).exception is None
+
+
+def test_quotes_around_a_path_are_taken_off(bake, tmp_path, capfd):
+    (tmp_path / "rows.csv").write_text("dialogue,summary\na,b\n")
+    assert bake(dataset=f'"{tmp_path / "rows.csv"}"').exit_code != 0
+    said = capfd.readouterr().err.splitlines()
+    assert answers_of(said)["dataset"] == str(tmp_path / "rows.csv")
+
+
+def test_a_file_that_is_not_there_yet_is_said(bake, capfd):
+    for data, is_said in (("../mine.csv", True), ("data/sample.jsonl", False), ("org/rows", False)):
+        assert bake(dataset=data, row="{a} => {b}").exception is None
+        assert ("is not there yet" in capfd.readouterr().out) is is_said
+
+
 def test_other_rows_with_the_example_s_columns_are_taken(bake, tmp_path):
     (tmp_path / "rows.csv").write_text("id,dialogue,summary\n1,a,b\n")
     assert bake(dataset=str(tmp_path / "rows.csv")).exception is None

@@ -133,6 +133,14 @@ def bake(template: Path, **answers) -> Path:
     return Path(project)
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readme_names_every_answer(name):
+    text = (TEMPLATE / name).read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    for prompt in MENUS.keys() - {"base_model"}:  # whose families it names
+        assert {*MENUS[prompt]} <= {*re.findall("`([^`]*)`", rows[prompt])}, prompt
+
+
 def test_every_menu_that_decides_a_file_has_a_dummy():
     folders = {path.name for path in (TEMPLATE / "templates").iterdir() if path.is_dir()}
     assert DUMMIES.keys() == folders <= MENUS.keys()

@@ -76,7 +76,8 @@ def main(argv: list[str]) -> Path:
 
     first = [unlike_simple(encoded[at], rows, tokenizer, args) for at in report.used[:SIMPLE]]
     if wrong := [*filter(None, first)]:
-        say(f"Three lines for a mask (LESSONS.md) fail in {len(wrong)} of {len(first)}: {wrong[0]}")
+        where = f"{len(wrong)} of {len(first)} rows: {wrong[0]}"
+        say(f"These masks are right; three lines for one (LESSONS.md) would err in {where}")
 
     striking = []
     for what, numbers in find_striking(rows, report, args).items() if len(report.used) else ():
