@@ -110,16 +110,16 @@ def convert(final: Path, args: ProjectArguments, converter: str) -> Path:
     """Write the merged model as GGUF by llama.cpp's own converter, and a Modelfile for Ollama."""
     place = os.pathsep.join([os.environ.get("LLAMA_CPP", ""), os.environ["PATH"]])
     program = converter or shutil.which(CONVERTER, mode=os.R_OK, path=place)
-    if not program or not Path(program).is_file():
-        how = "git clone https://github.com/ggml-org/llama.cpp; pip install sentencepiece"
-        fix = "name that folder in LLAMA_CPP, or the file with --converter"
-        raise SystemExit(f"{converter or CONVERTER} is not found: {how}; then {fix}.")
     merged, to = final.with_name("merged"), final.with_name("gguf")
-    if not merged.exists():
-        merge(final, args)
-    if read_manifest(merged).get("run") != read_manifest(final).get("run"):
-        raise SystemExit(f"{merged} is of another run than {final}; delete it.")
     with whole(to) as folder:
+        if not program or not Path(program).is_file():
+            how = "git clone https://github.com/ggml-org/llama.cpp; pip install sentencepiece"
+            fix = "name that folder in LLAMA_CPP, or the file with --converter"
+            raise SystemExit(f"{converter or CONVERTER} is not found: {how}; then {fix}.")
+        if not merged.exists():
+            merge(final, args)
+        if read_manifest(merged).get("run") != read_manifest(final).get("run"):
+            raise SystemExit(f"{merged} is of another run than {final}; delete it.")
         words = [sys.executable, program, merged, "--outtype=f16", f"--outfile={folder / GGUF}"]
         ran = subprocess.run(words, capture_output=True, text=True)
         if ran.returncode:
@@ -128,7 +128,8 @@ def convert(final: Path, args: ProjectArguments, converter: str) -> Path:
         text = modelfile(GGUF, tokenizer, args)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
         write_card(folder, final.parent, tokenizer, "llama.cpp and Ollama")
-    say(f"{to / GGUF}: llama-server --jinja -m {to / GGUF}; ollama create NAME -f {to}/Modelfile")
+    server = f"llama-server --jinja --temp 0 -m {to / GGUF}"
+    say(f"{to / GGUF}: {server}; ollama create NAME -f {to}/Modelfile")
     return to
 
 

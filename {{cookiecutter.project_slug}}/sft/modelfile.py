@@ -27,6 +27,7 @@ def modelfile(gguf: str, tokenizer: Tokenizer, args: ProjectArguments) -> str:
     if len(lines) == 1:
         say("The Modelfile has no TEMPLATE: this model's chat template looks at more than roles.")
     lines += [f"PARAMETER stop {json.dumps(tokenizer.decode(id))}" for id in stop_tokens(tokenizer)]
+    lines += ["PARAMETER temperature 0", "PARAMETER repeat_penalty 1"]  # as chat.py: the likeliest
     lines += [f'SYSTEM """{args.system_prompt}"""'] if args.system_prompt else []
     return "\n".join([*lines, ""])
 
