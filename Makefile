@@ -44,11 +44,11 @@ lowest: $(VENV)/installed
 
 # launch/slurm.sh under a real SLURM on this machine: preempted, out of time, and yet the same loss
 cluster: $(VENV)/installed
-	$(BIN)/pytest -m cluster -n 0 tests/test_a_cluster_goes_on_by_itself.py
+	$(BIN)/pytest -m cluster -n 0 -vv tests/test_a_cluster_goes_on_by_itself.py
 
 # four processes, and weights spread over two, learn what one learns; five minutes
 cards: $(VENV)/installed
-	$(BIN)/pytest -m cards -n 0 tests/test_several_cards_learn_what_one_learns.py
+	$(BIN)/pytest -m cards -n 0 -vv tests/test_several_cards_learn_what_one_learns.py
 
 # a trained model answers the same in chat.py, transformers, transformers serve and llama.cpp, which
 # is built first: half an hour, later five minutes
