@@ -171,7 +171,8 @@ if step:
 else:
     print(none)
 data = read_values([])["dataset"]
-if re.search(r"\.(jsonl?|csv|parquet)$|^[./~]", data) and not Path(data).expanduser().exists():
+is_path = re.search(r"\.(jsonl?|csv|parquet)$|^[./~]", data) and not re.search(r"[*?\[]", data)
+if is_path and not Path(data).expanduser().exists():
     print(f"The dataset {data} is not there yet, as seen from {SLUG}.")
 print(f"{SLUG} is ready. Next:\n")
 print(f"    cd {SLUG} && pip install -e \".[test]\"")

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from string import Formatter
 
@@ -20,6 +22,8 @@ TEMPLATE = Path({{ lipsum.__globals__.os.getcwd() | tojson }})  # Jinja's lipsum
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
 SAMPLE = "data/sample.jsonl"  # written with the project, for any row
 NAME_A_COLUMN = ("messages", "text")  # the formats whose row is the name of a column
+TO_REPLACE = ("PROMPT", "RESPONSE", "ORG/NAME")  # where nothing can be proposed
+MOST = 2**27  # bytes of a file that is looked at
 
 # names that Windows keeps for devices
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
@@ -34,6 +38,7 @@ def refusal(answers):
         or missing_text(answers)
         or other_model(answers)
         or misplaced_dataset(answers)
+        or other_separator(answers)
         or row_of_the_example(answers)
         or bad_row(answers)
         or bad_length(answers["max_length"])
@@ -97,26 +102,46 @@ def other_model(answers):
 def misplaced_dataset(answers):
     """A file is typed as it is seen from here, and read as it is seen from the new project."""
     path = answers["dataset"]
-    if (bare := path.strip("'\" ")) != path:
-        return f"dataset {path!r} is in quotes or blanks, which belong to no path.", {"dataset": bare}
-    if os.path.exists(path) or not os.path.isfile(os.path.join(answers.get("_output_dir", ""), path)):
+    if quoted := re.fullmatch(r"\s*(['\"])(.*\.(?:csv|jsonl?|parquet))\1\s*", path):
+        return f"dataset {path!r} is in quotes, which belong to no path.", {"dataset": quoted[2]}
+    beside = os.path.join(answers.get("_output_dir", ""), path)
+    is_there = os.path.isfile(beside) or "/" not in path and os.path.isdir(beside)
+    if os.path.exists(path) or not is_there:
         return None
     reason = f"dataset {path!r} is not in the new project but beside it; begin the path there, with '../'."
     return reason, {"dataset": f"../{path}"}
 
 
-def first_row(dataset):
-    """Of a local file, by column; empty where it can't be seen from here."""
-    try:
-        with open(os.path.expanduser(dataset), encoding="utf-8-sig", newline="") as file:
-            if dataset.endswith(".csv"):
-                return next(csv.DictReader(file))
-            if not dataset.endswith((".json", ".jsonl")):
-                return {}
-            row = json.loads(file.readline() if dataset.endswith(".jsonl") else file.read())
-            return dict(row[0] if isinstance(row, list) else row)
-    except (OSError, ValueError, TypeError, LookupError, StopIteration, csv.Error):
+def columns_of(answers):
+    """Those of a local file's first rows, with a value of each; empty where it can't be seen from here."""
+    data, found = os.path.expanduser(answers["dataset"]), {}
+    # cruft renders elsewhere than in the project, in which it is started
+    folders = ["", os.environ.get("PWD", "")] if is_cruft(answers) else [""]
+    data = next(filter(os.path.isfile, (os.path.join(folder, data) for folder in folders)), SAMPLE)
+    if data == SAMPLE or os.path.getsize(data) > MOST:
         return {}
+    csv.field_size_limit(MOST)
+    try:
+        with open(data, encoding="utf-8-sig", newline="") as file:
+            if data.endswith(".csv"):
+                rows = csv.DictReader(file)
+            elif data.endswith(".jsonl"):
+                rows = (json.loads(line) for line in file if line.strip())
+            else:
+                rows = json.load(file) if data.endswith(".json") else []
+            for row in islice(rows, 100):
+                found = {**row, **found}
+    except (OSError, ValueError, TypeError, RecursionError, csv.Error):
+        return {}
+    found.pop(None, None)  # values of a CSV that are in no column
+    return found
+
+
+def other_separator(answers):
+    columns = [*columns_of(answers)]
+    if answers["dataset"].endswith(".csv") and len(columns) == 1 and re.search("[;\t]", columns[0]):
+        return f"dataset {answers['dataset']!r} separates by another sign than ','; save it with commas.", {}
+    return None
 
 
 def braced(*columns):
@@ -132,12 +157,15 @@ def nearest(name, columns):
 
 
 def proposed_row(row, form, columns):
-    """What may be meant: the same words, with the columns that the rows have; capitals are to replace."""
-    useful = [column for column in columns if not re.fullmatch("(?i)(.*[_ -])?(id|index)", column)]
+    """What may be meant: what was typed, with columns that the rows have; capitals are to replace."""
+    # a number of the row says nothing, and in braces these signs mean something else
+    columns = {name: one for name, one in columns.items() if name and not re.search("[{}:!]", name)}
+    useful = [name for name in columns if not re.fullmatch("(?i)(.*[_ -])?(id|index)", name)]
     if form in NAME_A_COLUMN:
         longest = max(useful, key=lambda column: len(str(columns[column])), default=form)
         return nearest(row.strip("{} "), columns) or longest
-    prompt, response = re.fullmatch(r"(.*?)(?:\s*(?:[=-]>|=)\s*([^=]*))?", row, re.DOTALL).groups("")
+    ways = r"(.*)[=-]>(.*)", r"(.*)=\s*(\{[^{}]+\})\s*", "(.*)()"
+    prompt, response = next(filter(None, (re.fullmatch(way, row, re.DOTALL) for way in ways))).groups()
     prompt = re.sub(r"\{\{|\}\}|\{([^{}:!]+)\}|([{}])", partial(with_columns, columns), prompt)
     if not re.search(r"\{\w", prompt):  # columns without braces
         prompt = re.sub(r"\w+", lambda word: braced(word[0]) if word[0] in columns else word[0], prompt)
@@ -146,7 +174,7 @@ def proposed_row(row, form, columns):
         response = next((one for one in reversed(useful) if braced(one) not in prompt), "RESPONSE")
     prompt = prompt.replace(braced(response), "").strip()
     if not re.search(r"\{\w", prompt):
-        prompt += " " + braced(*[column for column in useful if column != response] or ["PROMPT"])
+        prompt += " " + (braced(*[column for column in useful if column != response]) or "{PROMPT}")
     return f"{prompt.strip()} => {braced(response)}"
 
 
@@ -160,12 +188,13 @@ def with_columns(columns, found):
 
 def bad_row(answers):
     row, form, data = answers["row"], answers["dataset_format"], answers["dataset"]
-    columns = first_row(data)
+    columns = columns_of(answers)
     fixed = {"row": proposed_row(row, form, columns)}
-    if form in NAME_A_COLUMN and re.search("[{}]", row):
-        return f"row {row!r} has braces, but for {form} it is the name of a column alone.", fixed
-    names = [row]
-    if form == "prompt_response":
+    if form in NAME_A_COLUMN:
+        if re.search("[{}]", row):
+            return f"row {row!r} has braces, but for {form} it is the name of a column alone.", fixed
+        names = [row]
+    elif form == "prompt_response":
         parts = re.fullmatch(r"(.*) => \{([^{}]+)\}", row, re.DOTALL)
         if not parts:
             return f"row {row!r} does not end with ' => ' and the column to train on, in braces.", fixed
@@ -184,10 +213,10 @@ def bad_row(answers):
         if not names:
             return f"row {row!r} names no column before ' => '; write one in braces.", fixed
         names.append(response)
-    if form not in ("prompt_response", *NAME_A_COLUMN) or not columns:
+    else:  # a format that was added
         return None
     for name in names:
-        if name not in columns:
+        if columns and name not in (*columns, *TO_REPLACE):
             reason = f"row {row!r} names the column {name!r}, and {data!r} has {', '.join(columns)}."
             return reason, fixed
     return None
@@ -198,7 +227,7 @@ def row_of_the_example(answers):
     data, row, form = answers["dataset"], answers["row"], answers["dataset_format"]
     if form != "prompt_response" or row != default("row", answers):
         return None
-    columns = first_row(data)
+    columns = columns_of(answers)
     if data in (default("dataset", answers), SAMPLE) or {*re.findall(r"\{(\w+)\}", row)} <= {*columns}:
         return None
     reason = f"row {row!r} is the example's, and {data!r} is another dataset"
@@ -245,12 +274,8 @@ def is_cruft(answers):
 
 def commands(answers, fixed):
     """What to type for these answers, and no question."""
-    given = {
-        name: as_jinja(answers[name])
-        for name in [*QUESTIONS, "_language"]
-        if name in fixed or (name[0] != "_" and answers[name] != default(name, answers))
-    }
-    if answers["_language"] != "en":
+    given = {name: as_jinja(answers[name]) for name in QUESTIONS if name[0] != "_"}
+    if "_language" in fixed or answers["_language"] != "en":
         given["_language"] = answers["_language"]
     if is_cruft(answers):
         new = ["cruft", "create", answers["_template"], "--no-input", "--extra-context", json.dumps(given)]
@@ -284,7 +309,7 @@ def leave_nothing(output_dir):
 
 
 reasons, corrected, answers = [], {}, dict(COOKIECUTTER)
-while (found := refusal(answers)) and found[0] not in reasons:
+while (found := refusal(answers)) and found[0] not in reasons and len(reasons) < len(QUESTIONS):
     reasons.append(found[0])
     corrected |= found[1]
     answers |= found[1]
@@ -292,11 +317,12 @@ if reasons:
     for reason in reasons:
         print(f"Refused: {reason}", file=sys.stderr)
     if not found:
-        is_whole = not re.search("PROMPT|RESPONSE|ORG/NAME", str(corrected))
+        is_whole = not re.search("|".join(TO_REPLACE), str(corrected))
         to_do = "" if is_whole else "; put your own in the place of words in capitals"
         print(f"Corrected, with all that you answered{to_do}:", file=sys.stderr)
         for words in commands(answers, corrected):
-            print(f"    {shlex.join(words)}", file=sys.stderr)
+            line = subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+            print(f"    {line}", file=sys.stderr)
     print("What follows is cookiecutter, which says that it stopped here.", file=sys.stderr)
     if "_output_dir" in COOKIECUTTER:
         leave_nothing(Path(COOKIECUTTER["_output_dir"]).resolve())

@@ -114,7 +114,9 @@ def run_all(
     warm_up(chosen, template)
     waiting, running, failed, done, same = list(reversed(chosen)), {}, [], 0, 0
     began, terminal = time.monotonic(), sys.stdout.isatty()
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # files in it are made in no time
+    memory = "/dev/shm"  # files in it are made in no time
+    if not os.path.isdir(memory) or shutil.disk_usage(memory).free < 2**30:
+        memory = None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         while running or (waiting and not (stop and failed)):
             while waiting and len(running) < os.cpu_count() and not (stop and failed):

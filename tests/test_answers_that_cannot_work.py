@@ -158,6 +158,78 @@ def test_a_row_is_held_against_a_file_that_can_be_seen(bake, tmp_path, capfd, ty
     assert bake.cookies.bake(extra_context=answers).exception is None
 
 
+SEEN = {  # a file, the row that is typed for it (None for the default), and what is proposed
+    "one column": ("a.csv", "text\nhi\n", None, "{PROMPT} => {text}"),
+    "one column of an object": ("a.jsonl", '{"text": {"data": 1}}\n', None, "{PROMPT} => {text}"),
+    "surplus values": ("a.csv", "question,answer\nWhy?,So.,\n", None, "{question} => {answer}"),
+    "an index without a name": (
+        "a.csv",
+        ",question,answer\n0,Why?,So.\n",
+        None,
+        "{question} => {answer}",
+    ),
+    "signs of a format": ("a.csv", "Q:,text,answer\na,b,c\n", None, "{text} => {answer}"),
+    "a key of later rows": (
+        "a.jsonl",
+        '{"q": 1, "a": 2}\n\n{"q": 1, "context": 3, "a": 2}\n',
+        "{q} {contxt} => {a}",
+        "{q} {context} => {a}",
+    ),
+    "equals in the prompt": (
+        "a.csv",
+        "q,a\n1,2\n",
+        "Solve f(x)=y: {q} -> {a}",
+        "Solve f(x)=y: {q} => {a}",
+    ),
+    "a prompt alone": ("a.csv", "q,a\n1,2\n", "Is 1+1=2? {q}", "Is 1+1=2? {q} => {a}"),
+}
+
+
+@pytest.mark.parametrize("name, text, typed, proposed", SEEN.values(), ids=SEEN)
+def test_a_proposal_suits_the_file(bake, tmp_path, capfd, name, text, typed, proposed):
+    file = tmp_path / name
+    file.write_text(text)
+    answers = {"dataset": str(file)} | ({} if typed is None else {"row": typed})
+    assert bake(**answers).exit_code != 0
+    found = answers_of(capfd.readouterr().err.splitlines())
+    assert found["row"] == proposed
+    assert bake.cookies.bake(extra_context=found).exception is None
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("a.csv", "question;answer\nWhy?;So.\n", "save it with commas"),
+        ("a.json", "[" * 100_000, "name its columns"),
+        ("a.json", '{"data": [1]}', "name its columns"),
+        ("a.jsonl", "no JSON\n", "name its columns"),
+    ],
+)
+def test_a_file_that_tells_no_columns_is_no_obstacle(bake, tmp_path, capfd, name, text, said):
+    (tmp_path / name).write_text(text)
+    assert bake(dataset=str(tmp_path / name)).exit_code != 0
+    assert said in capfd.readouterr().err
+    is_separated = "commas" in said
+    result = bake(dataset=str(tmp_path / name), row="{question} => {answer}")
+    assert (result.exception is None) is not is_separated
+
+
+def test_a_sample_that_is_written_anew_is_not_asked(bake, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        str(TEMPLATE),
+        "--no-input",
+        "-f",
+        "-o",
+        str(out),
+    ]
+    for row in ("{a} => {b}", "{c} => {d}"):
+        subprocess.run([*command, "dataset=data/sample.jsonl", f"row={row}"], check=True)
+
+
 def test_quotes_around_a_path_are_taken_off(bake, tmp_path, capfd):
     (tmp_path / "rows.csv").write_text("dialogue,summary\na,b\n")
     assert bake(dataset=f'"{tmp_path / "rows.csv"}"').exit_code != 0
@@ -166,7 +238,13 @@ def test_quotes_around_a_path_are_taken_off(bake, tmp_path, capfd):
 
 
 def test_a_file_that_is_not_there_yet_is_said(bake, capfd):
-    for data, is_said in (("../mine.csv", True), ("data/sample.jsonl", False), ("org/rows", False)):
+    there = {
+        "../mine.csv": True,
+        "data/sample.jsonl": False,
+        "org/rows": False,
+        "../m/*.csv": False,
+    }
+    for data, is_said in there.items():
         assert bake(dataset=data, row="{a} => {b}").exception is None
         assert ("is not there yet" in capfd.readouterr().out) is is_said
 

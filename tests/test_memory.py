@@ -306,8 +306,9 @@ def project(bake_once):
 @pytest.mark.parametrize("word", ["--json", "--lesson"])  # is printed, and by rich
 def test_whoever_reads_no_further_is_told_nothing(project, word):
     """As with `| head -1`."""
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, project / "vram.py", word], **pipe) as run:
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    how["env"] = {**os.environ, "PYTHONUNBUFFERED": ""}  # as most have it
+    with subprocess.Popen([sys.executable, project / "vram.py", word], **how) as run:
         run.stdout.close()
         assert (run.stderr.read(), run.wait()) == ("", 1)
 

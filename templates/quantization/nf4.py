@@ -13,7 +13,7 @@ from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig
 
-# evaluation packs weights on such a CPU, in pieces of 32 outputs and 64 inputs
+# evaluation packs weights on such a CPU, in blocks of 32 outputs and 64 inputs
 fits = property(lambda one: has_avx512bf16() and one.out_features % 32 == one.in_features % 64 == 0)
 Linear4bit.support_avx512bf16_for_cpu = fits.setter(lambda one, value: None)
 

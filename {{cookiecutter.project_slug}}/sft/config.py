@@ -130,18 +130,19 @@ def run(main: Callable[[list[str]], Any], interrupted: str | int = 130) -> None:
         sys.stdout.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
-        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(interrupted)
-    except BrokenPipeError:  # what reads it, such as `head`, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)  # as rich does
     except SystemExit as ended:
         sys.exit(harmless(ended.code) if isinstance(ended.code, str) else ended.code)
     except OSError as error:
         if error.errno not in NO_WRITING:
             raise
         sys.exit(harmless(f"{error}: make room or permit it, or name another folder."))
+    try:
+        print(end="", flush=True)
+    except BrokenPipeError:  # what reads it, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)  # as rich does
 
 
 def parse(argv: list[str], doc: str, **defaults: Any) -> tuple[SimpleNamespace, list[str]]:
