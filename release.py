@@ -34,7 +34,8 @@ def not_ready(version: str) -> str | None:
     if (branch := git("branch", "--show-current")) != "main":
         return f"the branch is '{branch}'; git switch main first"
     if changed := git("status", "--porcelain"):
-        return f"{changed.splitlines()[0].split(maxsplit=1)[1]} is not committed; commit or remove it first"
+        name = changed.splitlines()[0].split(maxsplit=1)[1]
+        return f"{name} is not committed; commit or remove it first"
     if git("tag", "--list", f"v{version}"):
         return f"the tag v{version} exists; choose the next version"
     sections = f"{CHANGELOG.read_text(encoding='utf-8')}\n## ".split("\n## ")
