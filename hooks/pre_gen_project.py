@@ -269,6 +269,7 @@ def text_with_a_mask(answers):
 
 
 def is_cruft(answers):
+    """cookiecutter's own command says where it writes to; cruft does not."""
     return "_output_dir" not in answers
 
 
@@ -308,6 +309,7 @@ def leave_nothing(output_dir):
             project.rmdir()
 
 
+# each correction is looked at in its turn; a proposal that is refused again must not go on for ever
 reasons, corrected, answers = [], {}, dict(COOKIECUTTER)
 while (found := refusal(answers)) and found[0] not in reasons and len(reasons) < len(QUESTIONS):
     reasons.append(found[0])
