@@ -1,7 +1,7 @@
 """What every step of masking works on: a conversation, and what is known of its tokenizer."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -46,7 +46,6 @@ class Row:
     replies: Sequence[Span] = ()  # characters of each in `text`, with the end of its turn
     is_ended: bool = False  # whether the template itself ends the last reply
     ids: Sequence[int] = ()
-    characters: Callable[[int], Span] = None  # of each token, in `text`
     labels: Sequence[int] = ()
 
     def of(self, messages: list[dict], turns: str = "") -> "Row":

@@ -144,7 +144,7 @@ def _refusal(missing: str, reply: dict, number: int, settings: Settings) -> Mask
 
 def diverges_at(prompt: str, full: str) -> int:
     """Where `full` differs from the prompt: after all of it, or before a tag that is another."""
-    at = common_length(prompt, full)
+    at = len(prompt) if full.startswith(prompt) else common_length(prompt, full)
     tags = TAG.finditer(prompt, max(0, at - 40))
     return next((tag.start() for tag in tags if tag.start() < at < tag.end()), at)
 

@@ -1,7 +1,8 @@
 """Text to tokens, and labels for those of the replies."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from itertools import pairwise
+from operator import itemgetter
 
 from sft.mask.conversation import MaskError, Row, Settings, Span
 
@@ -15,9 +16,9 @@ def tokenize(rows: list[Row], settings: Settings) -> None:
     backend.no_padding()
     backend.encode_special_tokens = False
     whole = [row for row in rows if not row.inserted]
-    encodings = backend.encode_batch([row.text for row in whole], add_special_tokens=False)
+    encodings = backend.encode_batch_fast([row.text for row in whole], add_special_tokens=False)
     for row, encoding in zip(whole, encodings, strict=True):
-        row.ids, row.characters = encoding.ids, encoding.token_to_chars
+        row.ids = encoding.ids
 
 
 def label(row: Row, settings: Settings) -> None:
@@ -29,13 +30,11 @@ def label(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: no token says that the last reply ends.
     """
-    spans = [] if row.inserted else [_tokens(row, span, settings) for span in row.replies]
-    borders = [(start, first) for (start, _), (first, _) in zip(row.replies, spans, strict=False)]
-    is_split = not borders or not all(_keeps_prompt(row, *border, settings) for border in borders)
-    if is_split and len(spans) > 1:
+    spans = [] if row.inserted else _tokens(row, settings)
+    if not spans and len(row.replies) > 1:
         row.unroll()
         return
-    if is_split or row.forged:
+    if not spans or row.forged:
         _tokenize_apart(row, settings)
     else:
         row.labels = [-100] * len(row.ids)
@@ -50,25 +49,27 @@ def label(row: Row, settings: Settings) -> None:
         raise MaskError("no end-of-turn token", "the tokenizer takes it for plain text")
 
 
-def _tokens(row: Row, span: Span, settings: Settings) -> Span:
-    """The tokens of a reply.
+def _tokens(row: Row, settings: Settings) -> list[Span]:
+    """The tokens of each reply; [] where one is not after just the tokens of its prompt.
 
-    One across the border belongs to the reply, unless it is a control token.
+    Each control token is one token, so that they say which tokens are whose: a reply begins after
+    what its prompt has since the last of them, and ends with one.
     """
-    numbers = range(len(row.ids))
-    first = bisect_right(numbers, span[0], key=lambda token: row.characters(token)[1])
-    end = bisect_left(numbers, span[1], key=lambda token: row.characters(token)[0])
-    is_across = first < end and row.characters(first)[0] < span[0]
-    return first + (is_across and row.ids[first] in settings.control_ids), end
-
-
-def _keeps_prompt(row: Row, start: int, first: int, settings: Settings) -> bool:
-    """Whether the tokens before a reply are those of its prompt: since the last control token."""
-    control = [
-        one.start() for one in settings.control.finditer(row.text, max(0, start - NEAR), start)
-    ]
-    ids = settings.ids_of(row.text[control[-1] if control else 0 : start])
-    return row.ids[max(0, first - len(ids)) : first] == ids
+    spans = [token.span() for token in settings.control.finditer(row.text)]
+    places = [at for at, token in enumerate(row.ids) if token in settings.control_ids]
+    if len(spans) != len(places):
+        return []
+    found, ends = [], {len(row.text): len(row.ids)}
+    ends |= {end: place + 1 for (_, end), place in zip(spans, places, strict=True)}
+    for start, stop in row.replies:
+        number = bisect_right(spans, start, key=itemgetter(1))
+        at, place = (spans[number - 1][0], places[number - 1]) if number else (0, 0)
+        prompt = settings.ids_of(row.text[at:start])
+        first = place + len(prompt)
+        if row.ids[place:first] != prompt or stop not in ends:
+            return []
+        found.append((first, ends[stop]))
+    return found
 
 
 def _tokenize_apart(row: Row, settings: Settings) -> None:
