@@ -172,7 +172,7 @@ else:
     print(none)
 data = read_values([])["dataset"]
 is_path = re.search(r"\.(jsonl?|csv|parquet)$|^[./~]", data) and not re.search(r"[*?\[]", data)
-if is_path and not Path(data).expanduser().exists():
+if is_path and not os.path.exists(os.path.expanduser(data)):
     print(f"The dataset {data} is not there yet, as seen from {SLUG}.")
 print(f"{SLUG} is ready. Next:\n")
 print(f"    cd {SLUG} && pip install -e \".[test]\"")

@@ -25,6 +25,7 @@ HOSTILE = {
     "dash": "--learning_rate",
     "yes": "no",
     "number": "0123",
+    "nobody's home": "~nobody.here/rows",
     "arrow": "this => that => {so}",
 }
 FREE = ["base_model_path", "dataset"]

@@ -252,3 +252,25 @@ def in_a_batch() -> list:
 
 def test_a_row_with_an_error_keeps_its_place_in_a_batch(project):
     assert in_project(project, in_a_batch) == ["no assistant turn to train on", "no conversation"]
+
+
+def alone_and_in_a_batch(refused: list) -> tuple:
+    from sft.mask import encode_batch
+
+    refuses = "{{ raise_exception('No system role') if messages[0].role == 'system' }}"
+    tokenizer = tokenizer_with(refuses + "{{ date }}\n" + CHATML, CONTROL, "</s>")
+    plain, twice = chat("user: Hi", "assistant: Hello"), chat("assistant: Hello", "assistant: Me")
+    dated = [
+        {"messages": plain, "chat_template_kwargs": {"date": date}} for date in ("May 1", "May 2")
+    ]
+    rows = [plain, *dated, *refused, twice, plain, chat("user: Who?", *2 * ["assistant: Me"])]
+    alone = [encode_batch([row], tokenizer)[0] for row in rows]
+    return [str(found) for found in alone], [str(one) for one in encode_batch(rows, tokenizer)]
+
+
+@pytest.mark.parametrize("refused", [[], [TWO_TURNS]])
+def test_a_row_in_a_batch_is_masked_as_it_is_alone(project, refused):
+    alone, in_batch = in_project(project, alone_and_in_a_batch, refused)
+    assert alone == in_batch
+    assert len({*alone}) == 5 + len(refused)
+    assert ["No system role" in one for one in alone[3:-3]] == [True for _ in refused]

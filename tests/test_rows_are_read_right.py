@@ -334,7 +334,12 @@ def test_a_dataset_on_the_hub_is_read_as_its_files_are_on_the_disk(project, tmp_
 
 @pytest.mark.parametrize(
     "dataset, why",
-    [("nowhere.jsonl", "does not exist"), ("./nowhere", "does not exist"), ("README.md", ".jsonl")],
+    [
+        ("nowhere.jsonl", "does not exist"),
+        ("./nowhere", "does not exist"),
+        ("~nobody.here/a", "does not exist"),
+        ("README.md", ".jsonl"),
+    ],
 )
 def test_a_wrong_dataset_is_named(project, dataset, why):
     said, _ = in_project(project, load, dataset)

@@ -2,6 +2,7 @@
 
 import re
 from itertools import chain
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def set_chat_template(tokenizer: Tokenizer, name: str) -> None:
         raise SystemExit(f"{what} has no chat template; set chat_template: chatml.")
     if not name:
         return
-    file = CHATML if name == "chatml" else Path(name).expanduser()
+    file = CHATML if name == "chatml" else Path(expanduser(name))
     try:
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

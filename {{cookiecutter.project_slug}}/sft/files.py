@@ -8,7 +8,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
-from os.path import commonpath
+from os.path import commonpath, expanduser
 from pathlib import Path
 from textwrap import shorten
 
@@ -37,7 +37,7 @@ def find_files(dataset: str | list[str]) -> dict[str, list[Path]]:
     """
     read, left_out, by_split = [], [], {}
     for given in [dataset] if isinstance(dataset, str) else dataset:
-        path = Path(given).expanduser()
+        path = Path(expanduser(given))
         found = path.rglob("*") if path.is_dir() else [path]
         if not path.exists():
             found = [*map(Path, glob(str(path), recursive=True))]

@@ -183,7 +183,7 @@ def read_config(values: dict) -> dict:
         NoCount: it is in none of these.
     """
     path = values["base_model_path"]
-    folder, bundled = ROOT / Path(path).expanduser(), ROOT / "base_model" / "config.json"
+    folder, bundled = ROOT / os.path.expanduser(path), ROOT / "base_model" / "config.json"
     if os.path.isdir(folder):  # also where a path is no name of a file
         return _read(folder / "config.json")
     if path == _read(bundled)["_name_or_path"]:

@@ -23,7 +23,7 @@ def load_source(
     Without "validation", the default, there is no "evaluation". Exits where a dataset, file, split
     or column cannot be read, with the line of a broken file.
     """
-    source, folder = f"dataset {dataset!r}", Path(str(dataset)).expanduser()
+    source, folder = f"dataset {dataset!r}", Path(os.path.expanduser(str(dataset)))
     try:
         if not is_local(dataset):
             splits = load_from_hub(dataset, config, columns)

@@ -10,12 +10,13 @@ from sft.mask.conversation import Row, Settings
 from sft.mask.end_of_turn import find_end
 from sft.mask.replies import build_text, locate_reply
 from sft.mask.shorten import shorten
-from sft.mask.template import limited, render_row
+from sft.mask.template import limited, render_row, render_rows
 from sft.mask.tokens import label, tokenize
 
 STEPS = (
     check_messages,  # is the conversation sound, and which replies are trained on
-    render_row,  # the prompt of the last reply, and the text with it
+    render_rows,  # the prompt of the last reply, and the text with it
+    render_row,  # both in another form where the text lacks some of the reply
     check_prompt,  # is every message in the prompt
     hide_control_tokens,  # control tokens in the row's own words: refused, or hidden
     locate_reply,  # the last reply in the text
@@ -57,16 +58,20 @@ def _fits(row: Row, max_length: int | None) -> bool:
 
 def _mask(rows: list[Row], settings: Settings) -> None:
     """Takes rows through all steps; one that is masked, has parts or an error goes no further."""
+    rows = [row for row in rows if not (row.error or row.parts or row.labels)]
     for step in STEPS if rows else ():
-        if step is tokenize:  # one call for many texts takes less time
-            tokenize([row for row in rows if not (row.error or row.parts or row.labels)], settings)
+        if step in (render_rows, tokenize):  # one call for many texts takes less time
+            step(rows, settings)
             continue
+        left = []
         for row in rows:
-            if not (row.error or row.parts or row.labels):
-                try:
-                    step(row, settings)
-                except ValueError as error:
-                    row.error = error
+            try:
+                step(row, settings)
+            except ValueError as error:
+                row.error = error
+            if not (row.error or row.parts):
+                left.append(row)
+        rows = left
 
 
 def _examples(

@@ -42,6 +42,7 @@ def check_messages(row: Row, settings: Settings) -> None:
     if not replies:
         raise MaskError("no assistant turn to train on")
     row.messages = row.messages[: replies[-1] + 1]
+    row.is_asked = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
 
 
 def weighted_replies(messages: list[dict]) -> list[int]:

@@ -12,8 +12,8 @@ import signal
 import threading
 from bisect import bisect
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import product
+from contextlib import contextmanager, suppress
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re
 CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
 TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
 MOST_SECONDS = 20  # for one call of the template, which takes milliseconds
+ROWS_IN_A_CALL = 32
 MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
 CLOCK = getattr(signal, "ITIMER_REAL", 0)
 set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
@@ -95,34 +96,54 @@ def limited() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def render_rows(rows: list[Row], settings: Settings) -> None:
+    """Renders prompt and text in each row's first form: many in a call, which takes less time."""
+
+    def alike(numbered: tuple[int, Row]) -> tuple:
+        number, row = numbered
+        return number // ROWS_IN_A_CALL, row.is_asked, row.extra
+
+    numbered = enumerate(row for row in rows if len(row.messages) > 1)
+    for (_, is_asked, _), these in groupby(numbered, alike):
+        some = [row for _, row in these]
+        texts = [next(forms(row.messages)) for row in some]
+        prompts = [messages[:-1] for messages in texts]
+        with suppress(MaskError):  # `render_row` finds out whose it is
+            prompts = render(prompts, settings, some[0], add_generation_prompt=is_asked)
+            texts = render(texts, settings, some[0])
+            for row, prompt, full in zip(some, prompts, texts, strict=True):
+                row.prompt, row.full = prompt, full
+
+
 def render_row(row: Row, settings: Settings) -> None:
-    """Renders the prompt and the text, in the first form in which the text has all of the reply.
+    """Finds the first form in which the text has all of the reply; renders the prompt in it, too.
 
     Raises:
         MaskError: there is no such form, and the template does not prompt for a thought either.
     """
-    refusal, prompted, before, prompt = None, None, [], ""
-    row.is_asked = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
-    for messages in forms(row.messages):
+    refusal, prompted, before, prompt, full = None, None, [], row.prompt, row.full
+    for number, messages in enumerate(forms(row.messages)):
         try:
-            if messages[:-1] != before:
-                ask = {"add_generation_prompt": row.is_asked}
-                (prompt,) = render([messages[:-1]], settings, row, **ask)
-                before = messages[:-1]
-            (full,) = render([messages], settings, row)
+            if number or not full:  # not rendered yet
+                if messages[:-1] != before:
+                    ask = {"add_generation_prompt": row.is_asked}
+                    (prompt,) = render([messages[:-1]], settings, row, **ask)
+                (full,) = render([messages], settings, row)
+            before = messages[:-1]
         except MaskError as error:
             refusal = refusal or error
             continue
         at = diverges_at(prompt, full)
         row.messages, row.prompt, row.full = messages, prompt if row.is_asked else full[:at], full
         missing = missing_part(messages[-1], full[at:])
-        thought, is_open = thought_of(messages[-1])[0], OPENING.search(row.prompt)
+        thought = thought_of(messages[-1])[0]
+        is_open = thought and OPENING.search(row.prompt)
         is_over = thought and prompt[at:].strip() and full[at:].lstrip().startswith(thought)
         if not missing and is_over and row.is_asked and not is_open:  # the prompt closes it
             raise _refusal("place", messages[-1], len(messages), settings)
         if not missing:
             return
-        if missing == "thought" and thought and is_open:
+        if missing == "thought" and is_open:
             prompted = prompted or (messages, row.prompt, full)
         elif refusal is None or "refused" in refusal.reason:
             refusal = _refusal(missing, messages[-1], len(messages), settings)

@@ -1,7 +1,7 @@
 """Text to tokens, and labels for those of the replies."""
 
 from bisect import bisect_right
-from itertools import pairwise
+from itertools import compress, count, pairwise
 from operator import itemgetter
 
 from sft.mask.conversation import MaskError, Row, Settings, Span
@@ -56,7 +56,7 @@ def _tokens(row: Row, settings: Settings) -> list[Span]:
     what its prompt has since the last of them, and ends with one.
     """
     spans = [token.span() for token in settings.control.finditer(row.text)]
-    places = [at for at, token in enumerate(row.ids) if token in settings.control_ids]
+    places = [*compress(count(), map(settings.control_ids.__contains__, row.ids))]
     if len(spans) != len(places):
         return []
     found, ends = [], {len(row.text): len(row.ids)}
