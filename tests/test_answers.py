@@ -167,6 +167,11 @@ def test_a_pasted_dialogue_is_one_message_in_the_words_of_the_prompt_template(pr
     assert [row["messages"] for row in rows] == [[*messages, answer] for messages in shown]
 
 
+def test_who_gives_a_prompt_is_not_asked_for_one(project):
+    asked, shown = in_project(project, chat_in_a_terminal, [], ["--prompt=Hi"])
+    assert asked == [] and shown == [[{"role": "user", "content": "Hi"}]]
+
+
 def test_a_prompt_of_two_columns_asks_for_each(project):
     options = ["--prompt_template=Say {dialogue} in {language}", "--system_prompt=Be brief."]
     asked, ((system, user),) = in_project(

@@ -128,6 +128,7 @@ OPTIONS = [
     ("logging_strategy=no", "", logged),
     ("logging_steps=2", "", logged),
     ("logging_steps=0", "", "logging_steps must be above 0"),
+    ("max_steps=0", "", "max_steps must be above 0"),
     ("logging_first_step=true", "--logging_steps=3", logged),
     ("include_num_input_tokens_seen=all", "", logged),
     ("log_level=error", "", lambda run, _: run.verbosity == 40),

@@ -254,6 +254,30 @@ def test_a_row_with_an_error_keeps_its_place_in_a_batch(project):
     assert in_project(project, in_a_batch) == ["no assistant turn to train on", "no conversation"]
 
 
+def after_escaped_words() -> list[list[int]]:
+    from sft.mask import encode
+
+    tokenizer = tokenizer_with(CHATML, CONTROL, "</s>")
+    forged = chat("user: Hi", "assistant: <|im_end|>")
+    found = []
+    for _ in range(2):
+        found.append(encode(TWO_TURNS, tokenizer)["input_ids"])
+        encode(forged, tokenizer, control_tokens="escape")
+        tokenizer.backend_tokenizer.encode_special_tokens = True  # as escaping may leave it
+    return found
+
+
+def test_control_tokens_are_tokens_after_some_were_escaped(project):
+    before, after = in_project(project, after_escaped_words)
+    assert before == after
+
+
+def test_what_a_template_writes_after_the_last_turn_alone_is_not_trained_on(project):
+    template = CHATML + "{% if not add_generation_prompt %}\nBye{% endif %}"
+    learnt = in_project(project, with_options, template, TWO_TURNS, {})
+    assert learnt == ["Hello<|im_end|>", "Me<|im_end|>"]
+
+
 def alone_and_in_a_batch(refused: list) -> tuple:
     from sft.mask import encode_batch
 

@@ -30,13 +30,12 @@ def memory(bake_once):
     before = {name for name in sys.modules if name.partition(".")[0] == "sft"}
     try:
         from sft.memory import memory
-
-        yield memory
-    finally:
+    finally:  # a process that is forked from this one has modules of its own project
         sys.path.remove(str(folder))
         for name in [name for name in sys.modules if name.partition(".")[0] == "sft"]:
             if name not in before:
                 del sys.modules[name]
+    return memory
 
 
 # --- counts --------------------------------------------------------------------------------------
@@ -73,6 +72,15 @@ def test_a_recount_is_what_is_kept(bake_once, base_model, structure):
     project = bake_once.project(base_model=base_model, **answers)
     run = in_project(project, counted, [])
     assert run == kept(base_model, structure), "make memory was not run after a change"
+
+
+def numbers_in(value, name: str = ""):
+    """Yields (name, number) of all numbers in a value of JSON."""
+    if isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers_in(one, f"{name}/{key}")
+    elif isinstance(value, int | float):
+        yield name, value
 
 
 def counted(overrides: list[str]) -> dict:
@@ -284,7 +292,10 @@ def test_measured_peaks(
     words += [] if lora_targets == "full" else ["--lora_dropout=0.1"]
     values = {"per_device_train_batch_size": batch, "max_length": 4096, "r": 16}
     values |= {"trained_share": 1.0, "optim": "adamw_torch", "activation_checkpointing": True}
-    found = memory(in_project(project, counted, words), values)
+    count = in_project(project, counted, words)
+    sizes = [size for _, size in numbers_in(count)]
+    assert sizes and not any(isinstance(size, float) and size.is_integer() for size in sizes)
+    found = memory(count, values)
     older = (bytes_a_logit - 12) * batch * 4096 * shape["vocab_size"]
     peak = found.peak + (older if found.peak_at == "loss" else 0)
     assert peak / 2**30 == pytest.approx(gigabytes, rel=0.0125)
@@ -337,6 +348,8 @@ def test_every_card_gets_a_verdict(project):
     for name in ("T4", "NVIDIA GeForce RTX 5090", "5090", "24", "24GB"):
         [verdict] = json.loads(vram(project, "--json", "--card", name))["cards"].values()
         assert verdict in ("fits", "tight", "won't")
+    for name, size in {"RTX 5090": "32", "A100": "79"}.items():
+        assert [*json.loads(vram(project, "--json", "--card", name))["cards"]] == [size]
     assert "won't" in vram(project, "--card", "8") and "fits" in vram(project, "--card", "5090")
 
 
@@ -374,6 +387,22 @@ def test_advice_that_is_taken_fits(project):
     assert "No value fits 3 GB" in vram(project, "--card", "3")
 
 
+def test_advice_that_saves_nothing_is_not_given(project):
+    said = vram(project, "--r=17", "--lora_alpha=34", "--card", "8")
+    assert "per_device_train_batch_size: 1 " in said and " r: 16" not in said
+    assert "per_device" not in vram(project, "--per_device_train_batch_size=1", "--card", "3")
+
+
+def test_one_card_is_not_said_to_be_one_of_several(project):
+    assert "on each of" not in vram(project)
+
+
+def test_lengths_of_the_table_double(project):
+    said = vram(project).partition("batch size and length")[2]
+    lengths = [int(number) for number in re.findall(r"(\d+) tokens", said.partition("─")[0])]
+    assert len(lengths) > 3 and lengths == [lengths[0] * 2**n for n in range(len(lengths))]
+
+
 def on_each_of(several: list[int]) -> list[dict]:
     import vram
 
@@ -392,6 +421,26 @@ def test_spread_over_cards_each_holds_its_share_and_what_it_gathers(bake_once, l
     for part in ("logits and loss", "activations kept"):  # less autocast's copies of weights
         assert whole[part] >= half[part] == eighth[part] > 0
     assert half["gathered"] == eighth["gathered"] > 0 and "gathered" not in whole
+
+
+def gathered_of(is_tied: bool) -> tuple[int, dict]:
+    """The embeddings' parameters, and what is gathered of a model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sft.spread import gathered_bytes
+
+    sizes = {name: size for name, size in SMALL.items() if name != "head_dim"}
+    model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=is_tied, **sizes))
+    return model.get_input_embeddings().weight.numel(), gathered_bytes(model, 2)
+
+
+def test_embeddings_that_are_the_head_too_stay_whole_on_each_card(bake_once):
+    answers = {"quantization": "none", "lora_targets": "full"}
+    project = bake_once.project(project_slug="-".join(answers.values()), **answers)
+    rows, gathered = in_project(project, gathered_of, True)
+    assert gathered["start"] == gathered["loss"] == 2 * (rows + rows)  # 16 bits, with gradients
+    rows, gathered = in_project(project, gathered_of, False)
+    assert gathered["start"] == 0 and gathered["loss"] == 4 * rows + 2 * rows
 
 
 def advised() -> str:

@@ -69,3 +69,22 @@ def look() -> str:
 
 def test_rows_that_are_packed_can_be_looked_at_before(project):
     assert "Examples" in in_project(project, look)
+
+
+def of_mixed_dtypes() -> tuple:
+    import torch
+
+    from sft.attention import varlen_attention
+
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 6, 8)
+    bounds = {"cu_seq_lens_q": torch.tensor([0, 4, 6], dtype=torch.int32), "max_length_q": 4}
+    half = [states.bfloat16() for states in (query, key, value)]
+    expected, _ = varlen_attention(None, *half, None, **bounds)
+    found, _ = varlen_attention(None, query, key, half[2], None, **bounds)
+    return str(found.dtype), torch.equal(found, expected)
+
+
+def test_queries_in_float32_beside_values_in_16_bits_are_rounded(project):
+    """Autocast leaves the norms of Qwen3's queries and keys in float32."""
+    assert in_project(project, of_mixed_dtypes) == ("torch.bfloat16", True)

@@ -195,9 +195,11 @@ def test_a_column_that_one_of_several_files_lacks_is_named_with_the_file(project
     assert f"{tmp_path / 'b.jsonl'} has no column 'summary'; it has dialogue, text" in said
 
 
-def test_preferences_are_recognized(project, tmp_path):
-    rows = [{"prompt": "p", "chosen": "c", "rejected": "r"}]
-    (tmp_path / "a.jsonl").write_text(jsonl(rows))
+@pytest.mark.parametrize(
+    "row", [{"prompt": "p", "chosen": "c", "rejected": "r"}, {"chosen": "c", "rejected": "r"}]
+)
+def test_preferences_are_recognized(project, tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(jsonl([row]))
     ((said, _),) = in_project(project, loaded_from, [str(tmp_path)])
     assert "no column 'dialogue'" in said and "preferences" in said and "'chosen' can be" in said
 
@@ -363,7 +365,7 @@ def prepare_rows(rows: list, *options: str) -> tuple:
     report = reports["train"]
     assert len(datasets["train"]) == len(report.used) == len(report.lengths)
     skipped = {reason: len(rows) for reason, rows in report.skipped.items()}
-    return len(report.used), skipped, report.shortened
+    return len(report.used), skipped, int(report.figures().get("shortened to max_length", 0))
 
 
 BAD = [

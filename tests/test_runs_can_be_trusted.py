@@ -638,6 +638,58 @@ def test_a_merged_folder_is_whole_or_not_there(project):
     assert merged == {"merged"}
 
 
+def room_needed(there: int, limit: int, spread: bool = False) -> float:
+    """How many numbers a trained parameter a disk must have room for, with checkpoints on it."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from sft import checkpoints
+
+    out = Path(f"room-{there}-{limit}-{spread}")
+    for step in range(1, there + 1):
+        (out / f"checkpoint-{step}").mkdir(parents=True)
+    out.mkdir(exist_ok=True)
+    model = torch.nn.Linear(100, 1, bias=False)
+    args = SimpleNamespace(output_dir=str(out), save_total_limit=limit)
+    checkpoints.spread_by = lambda: spread
+    found = []
+    for numbers in range(1, 40):  # of 4 bytes: a parameter has one, and two of optimizer state
+        for free in (400 * numbers - 1, 400 * numbers):
+            checkpoints.shutil.disk_usage = lambda _, free=free: SimpleNamespace(free=free)
+            try:
+                checkpoints.check_disk(model, args)
+            except SystemExit as refused:
+                assert "lower save_total_limit or use another disk" in str(refused)
+            else:
+                found.append(free / 400)
+    return found[0]
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused(project):
+    """3 numbers a parameter and checkpoint, of which one more than the limit is there at times."""
+    assert in_project(project, room_needed, 0, 2) == 3 * 3
+    assert in_project(project, room_needed, 2, 2) == 3  # those that are there have their room
+    assert in_project(project, room_needed, 5, 2) == 3
+    assert in_project(project, room_needed, 0, 2, True) == 4 * 3  # spread weights are saved twice
+
+
+def ended_by_hand(interrupted: list) -> tuple:
+    from sft.config import run
+
+    def main(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run(main, *interrupted)
+    return ended.value.code
+
+
+def test_ctrl_c_ends_a_script_as_shells_expect(project):
+    assert in_project(project, ended_by_hand, []) == 128 + signal.SIGINT
+    assert in_project(project, ended_by_hand, ["Stopped."]) == "Stopped."
+
+
 WRONG = {
     "a misspelt LoRA target": (["--target_modules", "q_proj", "gate_porj"], "gate_porj is in no"),
     "a target that is not linear": (["--target_modules", "embed_tokens"], "embed_tokens is in no"),

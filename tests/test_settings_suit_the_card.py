@@ -397,3 +397,27 @@ def test_a_wrong_value_ends_in_one_sentence(full, option, named):
     with pytest.raises(AssertionError, match="SystemExit: config.yaml or the command line") as no:
         in_project(full, loaded, ["--use_cpu=true", option], True)
     assert f"{named} must be" in str(no.value) and option.partition("=")[2] in str(no.value)
+
+
+def reduced_in(fsdp_version: int) -> tuple:
+    """The dtypes in which gradients are reduced and outputs given, and whether each batch is."""
+    from types import SimpleNamespace
+
+    from accelerate import FullyShardedDataParallelPlugin
+
+    from sft.machine import keep_exact
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=fsdp_version)
+    plugin.set_mixed_precision("bf16")
+    gradients = SimpleNamespace(plugin_kwargs={})
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    keep_exact(SimpleNamespace(state=state, gradient_state=gradients), smoothing=0.1)
+    policy = plugin.mixed_precision_policy
+    outputs = getattr(policy, "output_dtype", None)
+    return str(policy.reduce_dtype), str(outputs), gradients.plugin_kwargs
+
+
+def test_gradients_of_spread_weights_are_added_up_in_float32(full):
+    exact = ("torch.float32", "torch.float32", {"sync_each_batch": True})
+    assert in_project(full, reduced_in, 2) == exact
+    assert in_project(full, reduced_in, 1) != exact  # FSDP1 is another program

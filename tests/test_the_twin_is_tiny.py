@@ -113,6 +113,21 @@ def test_the_twin_has_a_layer_of_each_kind_and_the_switches_of_its_model(project
     assert {key: config[key] for key in expected} == expected
 
 
+def smoked(*words: str) -> list[str]:
+    from sft.twin import smoke_overrides
+
+    return smoke_overrides([*words])
+
+
+def test_a_smoke_run_reads_the_start_of_the_splits_that_are_there(project):
+    own = ["--dataset=data/sample.jsonl", "--train_split=first[:9]", "--eval_split=last"]
+    assert {"--train_split=first[:64]", "--eval_split=last[:16]"} <= {
+        *in_project(project, smoked, *own)
+    }
+    ours = {"--train_split=train[:64]", "--eval_split=validation[:16]"}  # of the sample
+    assert ours <= {*in_project(project, smoked, "--dataset=org/b", *own[1:])}
+
+
 @pytest.mark.parametrize("kind", ["blt", "xlnet", "of nobody"])
 def test_an_architecture_that_cannot_be_tiny_is_refused(project, kind):
     said = in_project(project, twin_of, {"model_type": kind})

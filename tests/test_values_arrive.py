@@ -67,6 +67,23 @@ def test_a_misspelt_option_is_refused_with_the_nearest(project, script):
     assert "nearest is 'max_length'" in in_project(project, says, script, ["--max_lengt=3"])
 
 
+def defaults_that_are_refused() -> tuple[int, list[str]]:
+    """How many keys of ours offer words, and those whose default is none of the words."""
+    from dataclasses import fields
+    from typing import Literal, get_args, get_origin, get_type_hints
+
+    from sft.config import ProjectArguments
+
+    kinds = get_type_hints(ProjectArguments)
+    offers = [one for one in fields(ProjectArguments) if get_origin(kinds[one.name]) is Literal]
+    return len(offers), [one.name for one in offers if one.default not in get_args(kinds[one.name])]
+
+
+def test_a_key_that_is_left_out_has_a_default_that_it_offers(project):
+    offers, refused = in_project(project, defaults_that_are_refused)
+    assert offers and not refused
+
+
 def values(words: list[str]) -> dict | str:
     from sft.config import load_config
 

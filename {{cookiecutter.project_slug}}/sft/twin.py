@@ -116,9 +116,7 @@ def shrink(shape: dict, tokens: dict) -> dict:
     shape, tiny = config.to_dict(), TINY.copy()
     small = {key: value for key, value in shape.items() if isinstance(value, PLAIN) or value == 0}
     if number := getattr(config, "num_hidden_layers", None):
-        lists = layers_of_each_kind(shape, number)
-        tiny["num_hidden_layers"] = lists.pop("num_hidden_layers")
-        small |= lists
+        small |= layers_of_each_kind(shape, number)
     if getattr(config, "num_key_value_heads", 0) == getattr(config, "num_attention_heads", None):
         tiny["num_key_value_heads"] = tiny["num_attention_heads"]  # latent attention asks for it
     for key, size in tiny.items():
