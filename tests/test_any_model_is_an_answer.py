@@ -1,6 +1,7 @@
 """`other` as base model: its own config.json decides; nothing of the menu's models is there."""
 
 import json
+from unittest import mock
 
 import pytest
 
@@ -80,15 +81,11 @@ def test_an_id_that_is_not_here_ends_in_one_sentence(bake):
 def said_of(*errors: Exception) -> list[str]:
     from sft.model import load
 
-    class Broken:
-        @staticmethod
-        def from_pretrained(path, **_):
-            raise path
-
     said = []
     for error in errors:
+        broken = mock.Mock(**{"from_pretrained.side_effect": error})
         with pytest.raises(SystemExit) as refused:
-            load(Broken, error)
+            load(broken, "org/b")
         said.append(str(refused.value))
     return said
 
@@ -97,11 +94,11 @@ def test_why_a_model_cannot_be_loaded_is_said_with_the_way_out(bake_once):
     project = bake_once.project(project_slug="broken", quantization="none")
     errors = OSError("No such model.\nA long story."), ValueError("No such kind.\nMore of it.")
     missing, unknown = in_project(project, said_of, *errors)
-    assert missing.endswith(
-        "No such model. (offline, --smoke needs no download; for a gated model "
-        "accept its licence on the Hub, then `hf auth login`)"
+    assert missing == (
+        "base_model_path 'org/b' cannot be loaded: No such model. (offline, --smoke needs no "
+        "download; for a gated model accept its licence on the Hub, then `hf auth login`)"
     )
-    assert unknown.endswith("cannot be loaded: No such kind.")
+    assert unknown == "base_model_path 'org/b' cannot be loaded: No such kind."
 
 
 def refusal() -> str:

@@ -282,11 +282,15 @@ def alone_and_in_a_batch(refused: list) -> tuple:
     from sft.mask import encode_batch
 
     refuses = "{{ raise_exception('No system role') if messages[0].role == 'system' }}"
-    tokenizer = tokenizer_with(refuses + "{{ date }}\n" + CHATML, CONTROL, "</s>")
+    template = refuses + "{{ date }}\n{{ tools }}\n" + CHATML
+    tokenizer = tokenizer_with(template, CONTROL, "</s>")
     plain, twice = chat("user: Hi", "assistant: Hello"), chat("assistant: Hello", "assistant: Me")
     dated = [
-        {"messages": plain, "chat_template_kwargs": {"date": date}} for date in ("May 1", "May 2")
+        {"messages": plain, "chat_template_kwargs": {"date": date}}
+        for date in ("May 1", "May 2", 1, True, 1.0)  # the last three are equal, and no more
     ]
+    a, b = ("type", "function"), ("function", {"name": "f"})
+    dated += [{"messages": plain, "tools": [dict(pairs)]} for pairs in ((a, b), (b, a))]
     rows = [plain, *dated, *refused, twice, plain, chat("user: Who?", *2 * ["assistant: Me"])]
     alone = [encode_batch([row], tokenizer)[0] for row in rows]
     return [str(found) for found in alone], [str(one) for one in encode_batch(rows, tokenizer)]
@@ -296,5 +300,61 @@ def alone_and_in_a_batch(refused: list) -> tuple:
 def test_a_row_in_a_batch_is_masked_as_it_is_alone(project, refused):
     alone, in_batch = in_project(project, alone_and_in_a_batch, refused)
     assert alone == in_batch
-    assert len({*alone}) == 5 + len(refused)
-    assert ["No system role" in one for one in alone[3:-3]] == [True for _ in refused]
+    assert len({*alone}) == 10 + len(refused)
+    assert ["No system role" in one for one in alone[8:-3]] == [True for _ in refused]
+
+
+def slow_in_a_batch() -> list[list[dict]]:
+    from sft.mask import encode_batch
+    from sft.mask.template import TooSlow
+
+    tokenizer = tokenizer_with(CHATML, CONTROL, "</s>")
+    whole, apply = encode_batch([TWO_TURNS] * 2, tokenizer), tokenizer.apply_chat_template
+
+    def slow(conversations, **kwargs):
+        if len(conversations) > 1 and isinstance(conversations[0], list):
+            raise TooSlow("20 seconds")
+        return apply(conversations, **kwargs)
+
+    tokenizer.apply_chat_template = slow
+    return [whole, encode_batch([TWO_TURNS] * 2, tokenizer)]
+
+
+def test_the_time_for_a_conversation_is_not_that_for_a_batch(project):
+    fast, slow = in_project(project, slow_in_a_batch)
+    assert fast == slow
+
+
+def words_and_their_ends(added: list, *turns: str) -> list[list[str]]:
+    """What is trained on, an example each, where words are tokens and others are unknown."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from sft.mask import encode_examples
+
+    known = "<unk> user assistant Hi foobar done bye".split()
+    vocabulary = {word: number for number, word in enumerate(known)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["<unk>", "<s>", "<e>"])
+    backend.add_tokens(added)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<e>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m.role }} {{ m.content }}<e>\n{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant {% endif %}"
+    )
+    examples = encode_examples(chat(*turns), tokenizer)
+    labels = [[label for label in one["labels"] if label != -100] for one in examples]
+    return [tokenizer.convert_ids_to_tokens(one) for one in labels]
+
+
+def test_what_reads_like_a_control_token_and_is_none_moves_no_border(project):
+    from tokenizers import AddedToken
+
+    turns = "user: Hi", "assistant: foobar done", "user: zzz Hi", "assistant: bye"
+    foo = AddedToken("foo", single_word=True)  # which foobar is not, and zzz is unknown
+    expected = [["foobar", "done", "<e>", "bye", "<e>"]]
+    assert in_project(project, words_and_their_ends, [foo], *turns) == expected
+    assert in_project(project, words_and_their_ends, [], *turns) == expected

@@ -386,9 +386,9 @@ def test_the_card_says_what_was_trained_and_holds_no_path(project):
         **{"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["sft"]},
         **yaml.safe_load(LICENCE.split("---")[1]),
     }
-    text = (project / "outputs/run.json").read_text()
-    run = json.loads(text)
-    assert len(text.splitlines()) > len(run["settings"])  # for people, and for diff
+    written = (project / "outputs/run.json").read_text()
+    run = json.loads(written)
+    assert len(written.splitlines()) > len(run["settings"])  # for people, and for diff
     for word in (
         *("base", "my rows.jsonl", "a-licence", "Be brief.", "learning_rate: ", "seed: 42"),
         *("| rows_used | 28 |", "| skipped: longer than max_length | 1 |", "{dialogue}"),

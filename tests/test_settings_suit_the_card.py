@@ -420,4 +420,4 @@ def reduced_in(fsdp_version: int) -> tuple:
 def test_gradients_of_spread_weights_are_added_up_in_float32(full):
     exact = ("torch.float32", "torch.float32", {"sync_each_batch": True})
     assert in_project(full, reduced_in, 2) == exact
-    assert in_project(full, reduced_in, 1) != exact  # FSDP1 is another program
+    assert in_project(full, reduced_in, 1) == ("torch.bfloat16", "None", {})  # as accelerate has it

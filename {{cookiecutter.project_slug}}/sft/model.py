@@ -19,7 +19,7 @@ def load_tokenizer(path: str, revision: str = "main", chat_template: str = "") -
     tokenizer = load(AutoTokenizer, path, revision=revision)
     name = f"The tokenizer of {path!r}"
     set_chat_template(tokenizer, chat_template)
-    if not tokenizer.is_fast:  # the mask needs to know where in the text a token is
+    if not tokenizer.is_fast:  # the mask tokenizes with its `backend_tokenizer`
         raise SystemExit(f"{name} has no tokenizer.json; add it, or choose another model.")
     if tokenizer.pad_token is None:
         # harmless: labels and attention masks are made by length, never by comparing ids

@@ -16,7 +16,7 @@ from sft.mask.tokens import label, tokenize
 STEPS = (
     check_messages,  # is the conversation sound, and which replies are trained on
     render_rows,  # the prompt of the last reply, and the text with it
-    render_row,  # both in another form where the text lacks some of the reply
+    render_row,  # both in another form if the text lacks part of the reply
     check_prompt,  # is every message in the prompt
     hide_control_tokens,  # control tokens in the row's own words: refused, or hidden
     locate_reply,  # the last reply in the text

@@ -15,7 +15,7 @@ ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 
 
 def check_messages(row: Row, settings: Settings) -> None:
-    """Cuts the conversation after its last reply, and says which replies are trained on.
+    """Cuts the conversation after its last reply; says which are trained on, and what a chat asks.
 
     Raises:
         MaskError: a message without known role or text, a call without a name, or no reply.

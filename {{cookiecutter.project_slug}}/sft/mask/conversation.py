@@ -65,8 +65,10 @@ class Settings:
         self.eos = tokenizer.eos_token
         added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip()}
         self.control_ids = {*added, tokenizer.eos_token_id}
-        names = {token.content for token in added.values()}
-        self.control = _any_of(names)
+        names = frozenset(token.content for token in added.values())
+        unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}  # stands for any characters
+        self.names = {i: token.content for i, token in added.items() if i not in unknown}
+        self.control = any_of(names)
         one = self.control.pattern
         self.control_at_end = re.compile(rf"({one})\s*\Z")
         self.control_run = re.compile(rf"(\s*(?:{one}))(?:\s*(?:{one}))*")
@@ -83,7 +85,7 @@ class Settings:
         # others are not flagged, such as DeepSeek's <｜User｜>, but the template writes them;
         # thoughts a reply may write, too
         written = {name for name in names if name in headers and "think" not in name}
-        self.special = _any_of({*flagged, *tokenizer.all_special_tokens, *written})
+        self.special = any_of(frozenset({*flagged, *tokenizer.all_special_tokens, *written}))
         self.ids_of = lru_cache(64)(self._ids_of)
 
     def _ids_of(self, text: str, is_split: bool = False) -> list[int]:
@@ -93,6 +95,8 @@ class Settings:
         return backend.encode(text, add_special_tokens=False).ids
 
 
-def _any_of(words: set[str]) -> re.Pattern:
+@lru_cache(64)
+def any_of(words: frozenset[str]) -> re.Pattern:
+    """What matches each of the words, the longest first."""
     longest_first = sorted(words, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing

@@ -61,6 +61,10 @@ def render(conversations: list[list[dict]], settings: Settings, row: Row, **kwar
         set_clock(CLOCK, 0)
 
 
+class TooSlow(SystemExit):
+    """A call of the template takes more than `MOST_SECONDS`."""
+
+
 class Endless(SystemExit, Exception):
     """Ends the program with its text, also from a worker process: only Exceptions leave those."""
 
@@ -78,7 +82,7 @@ def limited() -> Iterator[None]:
     import resource
 
     def stop(*_) -> None:
-        raise SystemExit(f"{MOST_SECONDS} seconds for a conversation")
+        raise TooSlow(f"{MOST_SECONDS} seconds for a conversation")
 
     used = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -87,8 +91,8 @@ def limited() -> Iterator[None]:
     set_clock(CLOCK, MOST_SECONDS)
     try:
         yield
-    except (MemoryError, SystemExit) as ended:
-        most = ended if isinstance(ended, SystemExit) else f"{MOST_BYTES / 2**30:g} GB"
+    except (MemoryError, TooSlow) as ended:
+        most = ended if isinstance(ended, TooSlow) else f"{MOST_BYTES / 2**30:g} GB"
         raise Endless(f"The chat template takes over {most}.") from None
     finally:
         set_clock(CLOCK, 0)
@@ -101,14 +105,14 @@ def render_rows(rows: list[Row], settings: Settings) -> None:
 
     def alike(numbered: tuple[int, Row]) -> tuple:
         number, row = numbered
-        return number // ROWS_IN_A_CALL, row.is_asked, row.extra
+        return number // ROWS_IN_A_CALL, row.is_asked, repr(row.extra)  # True is no 1 there
 
     numbered = enumerate(row for row in rows if len(row.messages) > 1)
     for (_, is_asked, _), these in groupby(numbered, alike):
         some = [row for _, row in these]
-        texts = [next(forms(row.messages)) for row in some]
-        prompts = [messages[:-1] for messages in texts]
-        with suppress(MaskError):  # `render_row` finds out whose it is
+        with suppress(ValueError, TooSlow):  # `render_row` finds out whose it is
+            texts = [next(forms(row.messages)) for row in some]
+            prompts = [messages[:-1] for messages in texts]
             prompts = render(prompts, settings, some[0], add_generation_prompt=is_asked)
             texts = render(texts, settings, some[0])
             for row, prompt, full in zip(some, prompts, texts, strict=True):
@@ -116,7 +120,7 @@ def render_rows(rows: list[Row], settings: Settings) -> None:
 
 
 def render_row(row: Row, settings: Settings) -> None:
-    """Finds the first form in which the text has all of the reply; renders the prompt in it, too.
+    """Finds the first form in which the text has all of the reply; renders what is not yet.
 
     Raises:
         MaskError: there is no such form, and the template does not prompt for a thought either.

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from itertools import compress, count, pairwise
 from operator import itemgetter
 
-from sft.mask.conversation import MaskError, Row, Settings, Span
+from sft.mask.conversation import MaskError, Row, Settings, Span, any_of
 
 NEAR = 200  # characters before a reply in which its header's control tokens are
 
@@ -52,13 +52,16 @@ def label(row: Row, settings: Settings) -> None:
 def _tokens(row: Row, settings: Settings) -> list[Span]:
     """The tokens of each reply; [] where one is not after just the tokens of its prompt.
 
-    Each control token is one token, so that they say which tokens are whose: a reply begins after
-    what its prompt has since the last of them, and ends with one.
+    A control token in the text is one id, so that control tokens tell which ids are a reply's: it
+    begins after what its prompt has since the last of them, and ends with one. [] also where text
+    and ids do not have the same of them.
     """
-    spans = [token.span() for token in settings.control.finditer(row.text)]
-    places = [*compress(count(), map(settings.control_ids.__contains__, row.ids))]
-    if len(spans) != len(places):
+    places = [*compress(count(), map(settings.names.__contains__, row.ids))]
+    names = [settings.names[row.ids[at]] for at in places]
+    tokens = [*any_of(frozenset(names)).finditer(row.text)]
+    if [token[0] for token in tokens] != names:
         return []
+    spans = [token.span() for token in tokens]
     found, ends = [], {len(row.text): len(row.ids)}
     ends |= {end: place + 1 for (_, end), place in zip(spans, places, strict=True)}
     for start, stop in row.replies:
