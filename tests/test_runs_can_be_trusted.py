@@ -653,17 +653,14 @@ def room_needed(there: int, limit: int, spread: bool = False) -> float:
     model = torch.nn.Linear(100, 1, bias=False)
     args = SimpleNamespace(output_dir=str(out), save_total_limit=limit)
     checkpoints.spread_by = lambda: spread
-    found = []
-    for numbers in range(1, 40):  # of 4 bytes: a parameter has one, and two of optimizer state
-        for free in (400 * numbers - 1, 400 * numbers):
-            checkpoints.shutil.disk_usage = lambda _, free=free: SimpleNamespace(free=free)
-            try:
-                checkpoints.check_disk(model, args)
-            except SystemExit as refused:
-                assert "lower save_total_limit or use another disk" in str(refused)
-            else:
-                found.append(free / 400)
-    return found[0]
+    for free in range(40 * 400):  # bytes: of each of 100 parameters, a number has 4
+        checkpoints.shutil.disk_usage = lambda _, free=free: SimpleNamespace(free=free)
+        try:
+            checkpoints.check_disk(model, args)
+        except SystemExit as refused:
+            assert "lower save_total_limit or use another disk" in str(refused)
+        else:
+            return free / 400
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(project):

@@ -67,7 +67,7 @@ class Settings:
         self.control_ids = {*added, tokenizer.eos_token_id}
         names = frozenset(token.content for token in added.values())
         unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}  # stands for any characters
-        self.names = {i: token.content for i, token in added.items() if i not in unknown}
+        self.control_names = {i: token.content for i, token in added.items() if i not in unknown}
         self.control = any_of(names)
         one = self.control.pattern
         self.control_at_end = re.compile(rf"({one})\s*\Z")

@@ -26,7 +26,7 @@ OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re
 CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
 TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
 MOST_SECONDS = 20  # for one call of the template, which takes milliseconds
-ROWS_IN_A_CALL = 32
+ROWS_IN_A_CALL = 32  # of those, too: more save no time
 MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
 CLOCK = getattr(signal, "ITIMER_REAL", 0)
 set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
@@ -111,10 +111,10 @@ def render_rows(rows: list[Row], settings: Settings) -> None:
     for (_, is_asked, _), these in groupby(numbered, alike):
         some = [row for _, row in these]
         with suppress(ValueError, TooSlow):  # `render_row` finds out whose it is
-            texts = [next(forms(row.messages)) for row in some]
-            prompts = [messages[:-1] for messages in texts]
-            prompts = render(prompts, settings, some[0], add_generation_prompt=is_asked)
-            texts = render(texts, settings, some[0])
+            whole = [next(forms(row.messages)) for row in some]
+            before = [messages[:-1] for messages in whole]
+            prompts = render(before, settings, some[0], add_generation_prompt=is_asked)
+            texts = render(whole, settings, some[0])
             for row, prompt, full in zip(some, prompts, texts, strict=True):
                 row.prompt, row.full = prompt, full
 

@@ -56,8 +56,8 @@ def _tokens(row: Row, settings: Settings) -> list[Span]:
     begins after what its prompt has since the last of them, and ends with one. [] also where text
     and ids do not have the same of them.
     """
-    places = [*compress(count(), map(settings.names.__contains__, row.ids))]
-    names = [settings.names[row.ids[at]] for at in places]
+    places = [*compress(count(), map(settings.control_names.__contains__, row.ids))]
+    names = [settings.control_names[row.ids[at]] for at in places]
     tokens = [*any_of(frozenset(names)).finditer(row.text)]
     if [token[0] for token in tokens] != names:
         return []
