@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from string import Formatter
 from types import UnionType
 from typing import Any, Literal
@@ -23,11 +24,17 @@ class DatasetArguments:
     truncation_mode: Literal["drop", "truncate_prompt"] = "drop"
 
 
+@cache
+def parse(template: str) -> tuple:
+    """The template's parts, as `string.Formatter` names them: text, column, and what follows it."""
+    return (*Formatter().parse(template),)
+
+
 def columns(args: DatasetArguments) -> list[str]:
     """The columns that every row must have, in order; exits at a wrong `prompt_template`."""
     literal, names = "double the braces that are meant literally.", []
     try:
-        for _, name, spec, conversion in Formatter().parse(args.prompt_template):
+        for _, name, spec, conversion in parse(args.prompt_template):
             if name == "" or spec or conversion:
                 raise SystemExit(f"prompt_template: more than a column at {name!r}; {literal}")
             names += [name] if name else []
@@ -79,11 +86,11 @@ def to_text(row: dict, column: str, numbers: type | UnionType) -> str:
 def write_prompt(template: str, texts: dict, parts: tuple = ("\n\n", "\n")) -> str:
     """The template filled in, without the paragraphs and lines whose columns are all empty."""
     if not parts:
-        fields = Formatter().parse(template)
+        fields = parse(template)
         return "".join(literal + texts.get(column, "") for literal, column, _, _ in fields)
     written = []
     for part in template.split(parts[0]):
-        names = [column for _, column, _, _ in Formatter().parse(part) if column]
+        names = [column for _, column, _, _ in parse(part) if column]
         if not names or any(texts.get(column, "").strip() for column in names):
             written.append(write_prompt(part, texts, parts[1:]))
     return parts[0].join(written)

@@ -73,7 +73,8 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
     processes = args.dataset_num_proc or min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)
     name = _name(rows, tokenizer, args)
     CACHE.mkdir(parents=True, exist_ok=True)
-    gc.freeze()  # or Python's collector goes through all that torch has imported, again and again
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100_000)  # or it often looks for garbage, and finds none
     try:
         return rows.map(
             _encode_batch,
@@ -88,7 +89,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
             cache_file_name=str(CACHE / f"{name}.arrow"),
         )
     finally:
-        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 def _encode_batch(

@@ -116,7 +116,7 @@ def plain_row(row: dict) -> dict:
 def plain(value: object) -> object:
     """A value of a row: JSON is read, and the nulls that Arrow fills in are left out."""
     if isinstance(value, bytes):
-        return json.loads(value)
+        return json.loads(value.decode())  # which it would take longer to guess
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items() if one is not None}
     return [*map(plain, value)] if isinstance(value, list) else value

@@ -12,13 +12,13 @@ from sft.mask.template import (
     CLOSING,
     FIELDS,
     MARKER,
-    OPENING,
     REASONS,
     TAG,
     after_instructions,
     diverges_at,
     mark,
     marker,
+    opening_at_end,
     render,
     thought_of,
 )
@@ -32,7 +32,7 @@ def locate_reply(row: Row, settings: Settings) -> None:
     """
     prompt, full = row.safe_prompt, row.safe_full
     thought, answer = thought_of(row.safe_messages[-1])
-    at = diverges_at(prompt, full)
+    at = row.start if full is row.full else diverges_at(prompt, full)
     row.answer = _locate_answer(row, answer, at, settings) if answer.strip() else (at, at)
     shown = thought if thought in full[at:] else ""
     continues = row.is_asked and full.startswith(prompt) and row.answer[0] >= at
@@ -40,7 +40,7 @@ def locate_reply(row: Row, settings: Settings) -> None:
     if not row.is_asked:
         row.prompt, row.safe_prompt = row.full[: row.start], full[: row.start]
     row.inserted = "" if shown else thought
-    opened = OPENING.search(prompt)
+    opened = opening_at_end(prompt)
     if opened and not shown and not CLOSING.match(full, row.start):
         row.inserted += _closing(row, opened[0], settings)
 
@@ -76,10 +76,10 @@ def _own_start(row: Row, at: int, thought: str) -> int:
         if not row.is_asked or not is_tag:
             raise MaskError("the chat template depends on the reply", "its prompt is another")
     first = full.find(thought, at) if thought else row.answer[0]
-    if OPENING.search(prompt):
+    if opening_at_end(prompt):
         closed = (tag.start() for tag in CLOSING.finditer(full, at) if tag.end() == first)
         return next(closed, first)
-    opened = OPENING.search(full[:first]) if thought else None
+    opened = opening_at_end(full[:first]) if thought else None
     return opened.start() if opened else first
 
 

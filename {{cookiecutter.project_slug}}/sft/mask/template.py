@@ -17,16 +17,16 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from sft.mask.conversation import INSTRUCTIONS, MaskError, Row, Settings
+from sft.mask.conversation import INSTRUCTIONS, ROWS_IN_A_CALL, MaskError, Row, Settings
 
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # templates have these names for it
+FIELD = re.compile("think|thought|reason")  # what such a name has in it
 INLINE = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 # tags such as <think>, [THINK], <seed:think> or <|START_THINKING|>, and those that end a thought
 OPENING = re.compile(r"[<\[](?!/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*\Z", re.IGNORECASE)
 CLOSING = re.compile(r"\s*[<\[](?:/|\|?END)[^<>\[\]]*think[^<>\[\]]*[>\]]\s*", re.IGNORECASE)
 TAG = re.compile(r"[<\[][^<>\[\]]*[>\]]")
 MOST_SECONDS = 20  # for one call of the template, which takes milliseconds
-ROWS_IN_A_CALL = 32  # of those, too: more save no time
 MOST_BYTES = 4 * 2**30  # that rendering may take; it needs a few MB
 CLOCK = getattr(signal, "ITIMER_REAL", 0)
 set_clock = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
@@ -138,22 +138,23 @@ def render_row(row: Row, settings: Settings) -> None:
             refusal = refusal or error
             continue
         at = diverges_at(prompt, full)
-        row.messages, row.prompt, row.full = messages, prompt if row.is_asked else full[:at], full
+        row.messages, row.full, row.start = messages, full, at
+        row.prompt = prompt if row.is_asked else full[:at]
         missing = missing_part(messages[-1], full[at:])
         thought = thought_of(messages[-1])[0]
-        is_open = thought and OPENING.search(row.prompt)
+        is_open = thought and opening_at_end(row.prompt)
         is_over = thought and prompt[at:].strip() and full[at:].lstrip().startswith(thought)
         if not missing and is_over and row.is_asked and not is_open:  # the prompt closes it
             raise _refusal("place", messages[-1], len(messages), settings)
         if not missing:
             return
         if missing == "thought" and is_open:
-            prompted = prompted or (messages, row.prompt, full)
+            prompted = prompted or (messages, full, at, row.prompt)
         elif refusal is None or "refused" in refusal.reason:
             refusal = _refusal(missing, messages[-1], len(messages), settings)
     if prompted is None:
         raise refusal
-    row.messages, row.prompt, row.full = prompted
+    row.messages, row.full, row.start, row.prompt = prompted
 
 
 def _refusal(missing: str, reply: dict, number: int, settings: Settings) -> MaskError:
@@ -172,6 +173,11 @@ def diverges_at(prompt: str, full: str) -> int:
     at = len(prompt) if full.startswith(prompt) else common_length(prompt, full)
     tags = TAG.finditer(prompt, max(0, at - 40))
     return next((tag.start() for tag in tags if tag.start() < at < tag.end()), at)
+
+
+def opening_at_end(text: str) -> re.Match | None:
+    """The tag that opens a thought, where a text ends with one."""
+    return OPENING.match(text, max(text.rfind("<"), text.rfind("["), 0))
 
 
 def common_length(one: str, other: str) -> int:
@@ -244,7 +250,7 @@ def missing_part(reply: dict, text: str) -> str:
     thought, answer = thought_of(reply)
     if answer.strip() not in text:
         return "thought" if "</think>" in answer else "answer"
-    thoughts = [reply[key] for key in reply if re.search("think|thought|reason", key)]
+    thoughts = [reply[key] for key in reply if FIELD.search(key)]
     if any(isinstance(one, str) and one.strip() not in text for one in [thought, *thoughts]):
         return "thought"
     for call in reply.get("tool_calls") or []:
