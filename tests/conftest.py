@@ -154,7 +154,6 @@ def _child(sender, project: Path, function, args) -> None:
     import torch
 
     gc.freeze()  # what this process was forked with, which its collector need not look at
-    gc.unfreeze = lambda: None
     torch.set_num_threads(1)  # two of these run side by side
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins that a project has no use for

@@ -211,7 +211,6 @@ def start(answers: dict, folder: Path, template: Path) -> tuple:
 
 
 def report_to(sender, answers: dict, home: Path, template: Path) -> None:
-    gc.unfreeze = lambda: None  # what sft/examples.py unfreezes would include all that we froze
     gc.disable()  # it ends before it has much to collect
     log = home / "log"
     file = os.open(log, os.O_WRONLY | os.O_CREAT)

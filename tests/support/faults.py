@@ -23,6 +23,8 @@ SWAPPED = {
     **{ast.And: "or", ast.Or: "and", ast.BitOr: "&", ast.BitAnd: "|"},
 }
 DRAWING = ("rich", "matplotlib")  # how a table or a plot looks is no behaviour, either
+# keywords that stop our own mistakes, and change nothing where there is none
+GUARDS = ("strict", "frozen", "kw_only")
 # a value that the library takes as well; any other text is replaced by one that nothing knows
 NEIGHBOURS = {"nf4": "fp4", "right": "left", "no": "steps", "auto": "float32"}
 # faults that somebody once planted by hand; each must go through nowhere
@@ -195,7 +197,8 @@ class Places:
 
     def visit(self, node: ast.AST, scope: int) -> Iterator[Fault]:
         """The faults at `node` and below it; `scope` is the first line of the function around."""
-        if isinstance(node, (ast.Raise, ast.JoinedStr)):
+        is_guard = isinstance(node, ast.keyword) and node.arg in GUARDS
+        if is_guard or isinstance(node, (ast.Raise, ast.JoinedStr)):
             return
         made = getattr(self, f"at_{type(node).__name__}", None)
         if made:
@@ -290,7 +293,8 @@ class Places:
     def at_Call(self, node, scope):
         """Keywords dropped and changed; keys of config.yaml that never arrive."""
         for keyword in node.keywords:
-            if keyword.arg is None or is_prose(keyword.value) or root(node) in self.looks:
+            is_left = keyword.arg is None or keyword.arg in GUARDS or is_prose(keyword.value)
+            if is_left or root(node) in self.looks:
                 continue
             if self.text(node.func).split(".")[-1] not in self.own:  # ours would just miss it
                 start, end = self.span(keyword)
