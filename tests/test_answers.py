@@ -122,6 +122,17 @@ def test_what_the_reference_has_is_marked_in_an_answer(project):
     assert in_project(project, marked, "我们七点吃", "七点吃饭") == "我们[七][点][吃]"
 
 
+def cut(length: int) -> str:
+    from sft.answers import SHOWN, shortened
+
+    return shortened("a" * (SHOWN + length))
+
+
+def test_a_long_answer_is_shown_by_its_end(project):
+    assert "[...]" not in in_project(project, cut, 0)
+    assert in_project(project, cut, 1) == "[...] " + in_project(project, cut, 0)
+
+
 # --- chat.py -------------------------------------------------------------------------------------
 
 

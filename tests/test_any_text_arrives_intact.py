@@ -101,3 +101,17 @@ def arguments() -> dict:
     from sft.config import project_arguments
 
     return vars(project_arguments([]))
+
+
+def half_an_emoji() -> list[list[bool]]:
+    from sft.mask_view import pieces
+    from sft.twin import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    ids = tokenizer("🎉", add_special_tokens=False)["input_ids"][:2]
+    examples = [{"input_ids": ids, "labels": labels} for labels in (ids, [-100, -100])]
+    return [[is_trained for *_, is_trained in pieces(one, tokenizer)] for one in examples]
+
+
+def test_half_a_character_at_the_end_is_shown_as_trained_on_or_not(bake_once):
+    assert in_project(bake_once.project(), half_an_emoji) == [[True], [False]]

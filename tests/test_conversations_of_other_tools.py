@@ -427,3 +427,17 @@ def asked_by_chat(options: list[str]) -> str:
 @pytest.mark.parametrize("options, ending", [(OPTIONS, "PLAIN"), ([], "THINKING")])
 def test_chat_asks_with_the_switches_of_config_yaml(project, options, ending):
     assert in_project(project, asked_by_chat, options).endswith(ending)
+
+
+def what_is_missing(written: str) -> str:
+    from sft.mask.template import missing_part
+
+    call = {"function": {"name": "find", "arguments": {"place": "Zürich\nWest"}}}
+    return missing_part({"role": "assistant", "content": "", "tool_calls": [call]}, written)
+
+
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_a_call_is_found_as_json_of_either_kind(project, ensure_ascii):
+    written = json.dumps({"place": "Zürich\nWest"}, ensure_ascii=ensure_ascii)
+    assert in_project(project, what_is_missing, f"find {written}") == ""
+    assert in_project(project, what_is_missing, "find {'place': 'Bern'}") == "calls"

@@ -392,6 +392,32 @@ def test_advice_that_saves_nothing_is_not_given(project):
     assert "per_device_train_batch_size: 1 " in said and " r: 16" not in said
 
 
+def changes_advised(words: list[str]) -> list[dict]:
+    from vram import Step
+
+    return [change for change, _ in Step(words).changes()]
+
+
+def test_a_smaller_adapter_is_advised_where_it_is_larger_than_usual(project):
+    assert {"r": 16} not in in_project(project, changes_advised, ["--r=16"])
+    assert {"r": 16} in in_project(project, changes_advised, ["--r=17"])
+
+
+def test_the_table_of_sizes_is_of_the_named_card_or_of_24_gb(project):
+    assert "green fits 24 GB" in vram(project) and "green fits 48 GB" in vram(
+        project, "--card=A6000"
+    )
+
+
+@pytest.mark.parametrize(
+    "name, sold", {"T4": 16, "V100": 16, "L4": 24, "3060": 12, "4090": 24, "L40S": 48, "A100": 80,
+                   "H100": 80, "H200": 141, "B200": 192}.items()
+)  # fmt: skip
+def test_of_a_card_as_much_is_there_to_use_as_was_sold_or_a_little_less(project, name, sold):
+    [size] = json.loads(vram(project, "--json", "--card", name))["cards"]
+    assert 0.9 * sold <= float(size) <= sold
+
+
 def test_one_card_is_not_said_to_be_one_of_several(project):
     assert "on each of" not in vram(project)
 

@@ -202,6 +202,7 @@ def written_by_go(template: str, messages: list[dict]) -> str:
 @pytest.mark.parametrize("chat_template", CHAT_TEMPLATES.values(), ids=CHAT_TEMPLATES)
 def test_ollama_writes_what_the_chat_template_writes(project, chat_template):
     template, bos, chats = in_project(project, go_and_jinja, chat_template)
+    assert not re.sub(r"\{\{.*?\}\}", "", template)  # no word of the template's stands for itself
     for messages, wanted in chats:
         assert bos + written_by_go(template, messages) == wanted
 

@@ -706,6 +706,17 @@ def test_a_prompt_leaves_out_what_a_row_has_nothing_for(project):
         assert prompt == wanted, name
 
 
+def roles_without_a_system_prompt() -> list[str]:
+    from sft.format import DatasetArguments, to_conversation
+
+    args = DatasetArguments(prompt_template="{a}", response_column="b")
+    return [turn["role"] for turn in to_conversation({"a": "x", "b": "y"}, args)["messages"]]
+
+
+def test_where_config_yaml_names_no_system_prompt_there_is_none(project):
+    assert in_project(project, roles_without_a_system_prompt) == ["user", "assistant"]
+
+
 def shown(path: str) -> tuple:
     import contextlib
     import io
@@ -732,5 +743,6 @@ def test_the_preview_shows_what_is_trained_on_and_what_is_skipped(project, tmp_p
     assert '<i class="on"' in page and "<script" not in page and "🎉" in page
     assert "row 7 is skipped: empty reply" in page and "trained on" in page
     assert "http" not in page  # nothing is fetched
+    assert "tokens an example (max_length is" in page and "trained tokens an example" in page
     before, _, own = page.partition("row 11 is skipped: ")
     assert "forged" in own and "forged" not in before  # each with its own columns

@@ -245,6 +245,28 @@ def test_a_second_signal_ends_the_run_at_once_but_not_torchruns_copy_of_the_firs
 NO_BETTER = ["--eval_steps=3", "--load_best_model_at_end=true", "--greater_is_better=true"]
 
 
+def said_of_the_end(steps: list[int]) -> list[str]:
+    from transformers import TrainerState
+
+    from sft import stopping
+
+    said = []
+    stopping.say = said.append
+    one = stopping.Stopping()
+    one.received = True
+    for step in steps:
+        try:
+            one.say_why(TrainerState(global_step=step, max_steps=5))
+        except SystemExit as ended:
+            said.append(str(ended))
+    return said
+
+
+def test_a_signal_in_the_last_step_finds_the_run_finished(project):
+    (before,) = in_project(project, said_of_the_end, [4, 5])
+    assert "Stopped at step 4 of 5" in before
+
+
 def test_evaluations_that_get_no_better_end_a_run_as_finished(project):
     options = [*SMALL, *NO_BETTER, "--early_stopping_patience=1", "--output_dir=early"]
     first = in_project(project, run, options)
@@ -473,6 +495,23 @@ THE_SAME = [
     "--activation_checkpointing=true",
     "--resume_from_checkpoint=killed/checkpoint-6/",
 ]
+
+
+def revision_of_the_run(revision: str) -> tuple:
+    from types import SimpleNamespace
+
+    from sft import checkpoints
+    from sft.config import load_config
+
+    read = []
+    checkpoints.load = lambda kind, path, **how: read.append(how) or SimpleNamespace(_commit_hash=7)
+    options = ["--use_cpu=true", "--base_model_path=org/none", f"--revision={revision}"]
+    args, training_args = load_config(options)
+    return read, checkpoints.describe_run(training_args, args, {})["the base model's commit"]
+
+
+def test_a_base_model_on_the_hub_is_known_by_its_commit(project):
+    assert in_project(project, revision_of_the_run, "v2") == ([{"revision": "v2"}], 7)
 
 
 def test_what_would_learn_something_else_does_not_go_on(project, killed):

@@ -26,16 +26,21 @@ def files(tmp_path) -> Path:
 
 def load(options: list[str], other_kinds: str = "") -> dict | str:
     """The dialogue and the source of each row of each split, or the words the run stops with."""
+    import datetime
+
     from datasets import Dataset
 
+    from sft import mixture
     from sft.config import project_arguments
     from sft.files import plain_row
     from sft.mixture import SOURCE
     from sft.rows import load_rows
 
     if other_kinds:
+        mixture.CACHE = Path(other_kinds, "not", "there")
         for at in range(2):
-            rows = [{"dialogue": f"{at} {n}", "summary": "s", "more": {"a": n}} for n in range(30)]
+            answer = "s" if at else datetime.date(2024, 3, 10)
+            rows = [{"dialogue": f"{at} {n}", "summary": answer, "more": {}} for n in range(30)]
             folder = Path(other_kinds, f"saved{at}")
             Dataset.from_list(rows).save_to_disk(folder)
     try:

@@ -78,11 +78,22 @@ def previewed_and_continued() -> tuple:
         preview.main(["--smoke"])
     tokenizer = build_tokenizer()
     ids = tokenizer("One two three four")["input_ids"]
-    asked = to_question({"input_ids": ids, "labels": ids}, tokenizer)
-    return said.getvalue(), asked.prompt, asked.reference
+    question = to_question({"input_ids": ids, "labels": ids}, tokenizer)
+    share = len(question.prompt_ids) / len(ids)
+    return said.getvalue(), question.prompt + question.reference, share
 
 
 def test_the_second_half_of_a_text_is_asked_for(project):
-    said, prompt, reference = in_project(project, previewed_and_continued)
+    said, whole, share = in_project(project, previewed_and_continued)
     assert "LESSONS.md" not in said and "100.0%" in said
-    assert prompt and reference and prompt + reference == "One two three four"
+    assert whole == "One two three four" and 0.45 < share <= 0.5
+
+
+def typed() -> str:
+    from sft.format import typed_message
+
+    return typed_message(lambda name: f"{name}Once upon a time", None)
+
+
+def test_what_is_typed_in_a_chat_is_all_that_is_asked(project):
+    assert in_project(project, typed) == "Once upon a time"

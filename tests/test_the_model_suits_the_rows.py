@@ -162,6 +162,8 @@ def test_a_setting_that_works_is_not_refused(project, option):
 LORA = {
     "use_dora: maybe": "use_dora must be true or false, not 'maybe'",
     "lora_dropout: -0.1": "lora_dropout from 0.0 to below 1.0",
+    "lora_dropout: 1.0": "lora_dropout from 0.0 to below 1.0",
+    "lora_dropout: 1.5": "lora_dropout from 0.0 to below 1.0",
     "modules_to_save: [embed_token]": "the nearest is 'embed_tokens'",
     "use_dorra: true": "the nearest is 'use_dora'",
     "init_lora_weights: foo": "Unknown initialization init_lora_weights='foo'",

@@ -84,6 +84,31 @@ def test_a_key_that_is_left_out_has_a_default_that_it_offers(project):
     assert offers and not refused
 
 
+def test_rows_of_similar_length_share_a_batch_where_there_is_padding(project, bake_once):
+    packed = bake_once.project(project_slug="packed", collator="padding_free")
+    assert config_of(project)["train_sampling_strategy"] == "group_by_length"
+    assert "train_sampling_strategy" not in config_of(packed)
+
+
+def refused_by_the_adapter(keys: dict) -> str:
+    from types import SimpleNamespace
+
+    from sft.adapter import check_adapter
+
+    try:
+        check_adapter(SimpleNamespace(adapter=keys))
+    except SystemExit as refused:
+        return str(refused)
+    return ""
+
+
+def test_a_key_of_an_adapter_is_refused_where_there_is_none(bake_once):
+    full = bake_once.project(project_slug="whole", quantization="none", lora_targets="full")
+    assert "'r'" in in_project(full, values, ["--r=8"])
+    assert in_project(full, refused_by_the_adapter, {}) == ""
+    assert "'lora_alpha'" in in_project(full, refused_by_the_adapter, {"lora_alpha": 8})
+
+
 def values(words: list[str]) -> dict | str:
     from sft.config import load_config
 

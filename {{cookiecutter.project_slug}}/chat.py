@@ -108,10 +108,10 @@ class Answer(TextStreamer):
         super().on_finalized_text(harmless(text), stream_end)
 
 
-def reply(model: PreTrainedModel, tokenizer: Tokenizer, messages: list, asked: dict, **how) -> str:
+def reply(model: PreTrainedModel, tokenizer: Tokenizer, messages: list, extra: dict, **how) -> str:
     """Print and return the model's next turn, up to its end-of-turn token."""
     inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True, **asked
+        messages, add_generation_prompt=True, return_tensors="pt", **extra
     ).to(model.device)
     streamer = Answer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     output = model.generate(**inputs, streamer=streamer, **how)

@@ -102,8 +102,8 @@ def evaluate(argv: list[str]) -> Path:
             collate = LogitsWhereTrained(get_collator(tokenizer, model))
             model.set_attn_implementation(args.attn_implementation)  # the collator's can't generate
             size = training_args.per_device_eval_batch_size
-            asked = ask(model, tokenizer, [questions[row] for row in rest], size)
-            for at, answer in track(asked, name, len(questions), len(done), console=console):
+            answers = ask(model, tokenizer, [questions[row] for row in rest], size)
+            for at, answer in track(answers, name, len(questions), len(done), console=console):
                 loss = measure_loss(model, collate([examples[rest[at]]]))
                 done[rest[at]] = {"row": rest[at], **asdict(answer), **loss}
                 with file.open("a", encoding="utf-8", newline="\n") as lines:

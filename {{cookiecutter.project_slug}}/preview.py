@@ -108,10 +108,10 @@ def unlike_simple(example: dict, rows: Dataset, tokenizer: Tokenizer, args: Any)
     """How its labels differ from those of the three lines in LESSONS.md; "" if they do not."""
     conversation = to_conversation(plain_row(rows[example["row"]]), args)
     messages, how = conversation["messages"], {"return_dict": False, "tokenize": True}
-    how |= {key: value for key, value in conversation.items() if key == "tools"}
-    how |= conversation["chat_template_kwargs"]
     if len(messages) == 1:  # there is no prompt
         return ""
+    how |= {key: value for key, value in conversation.items() if key == "tools"}
+    how |= conversation["chat_template_kwargs"]
     try:
         prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **how)
         simple = tokenizer.apply_chat_template(messages, **how)[len(prompt) :]

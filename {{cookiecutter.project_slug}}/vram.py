@@ -37,14 +37,8 @@ NAMED = {  # GB that are there to use
 }  # fmt: skip
 BATCH, LENGTH = "per_device_train_batch_size", "max_length"
 BATCHES, LENGTHS = (1, 2, 4, 8), (512, 1024, 2048, 4096)
-OPTIONS = {
-    "card": "",
-    "cards": 1,
-    "max": False,
-    "lesson": False,
-    "json": False,
-    "trained_share": 0.25,
-}
+OPTIONS = {"card": "", "cards": 1, "max": False, "lesson": False, "json": False}
+OPTIONS |= {"trained_share": 0.25}
 
 
 def main(argv: list[str]) -> None:
@@ -89,15 +83,6 @@ class Step:
     def memory(self, **changes) -> Memory:
         """What it takes with these settings changed."""
         return memory(self.count, self.settings | changes)
-
-    def summary(self) -> str:
-        now = self.memory()
-        card = f"a card of {smallest(now)}" if smallest(now) else f"no card of {CARDS[-1]}"
-        sizes = f"batch size {self.settings[BATCH]}, {self.settings[LENGTH]} tokens"
-        where = f"on each of {self.cards} cards " if self.cards > 1 else ""
-        return (
-            f"With these settings ({sizes}) the peak {where}is {gb(now.peak)} GB: fits {card} GB."
-        )
 
     def changes(self) -> Iterator[tuple[dict, str]]:
         """Values of config.yaml that save memory, and their price; the cheapest come first."""
@@ -200,7 +185,10 @@ def print_all(step: Step, cards: tuple) -> None:
     verdicts = {card: now.verdict(card) for card in cards}
     row = [coloured(verdict, verdict) for verdict in verdicts.values()]
     print_table("With these settings a card of", [f"{card:g} GB" for card in cards], [row])
-    print(step.summary())
+    enough = f"a card of {smallest(now)}" if smallest(now) else f"no card of {CARDS[-1]}"
+    how = f"batch size {step.settings[BATCH]}, {step.settings[LENGTH]} tokens"
+    where = f"on each of {step.cards} cards " if step.cards > 1 else ""
+    print(f"With these settings ({how}) the peak {where}is {gb(now.peak)} GB: fits {enough} GB.")
     if small := [card for card, verdict in verdicts.items() if verdict != "fits"]:
         print_advice(step, small[-1])
 

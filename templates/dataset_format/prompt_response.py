@@ -61,10 +61,10 @@ def to_conversation(row: dict, args: DatasetArguments) -> dict:
     Numbers, true and false are text as JSON writes them, but for a response with a fraction. A
     ValueError says which column is not text, or that the prompt's are empty.
     """
-    *asked, answer = columns(args)
-    texts = {column: to_text(row, column, int | float) for column in asked if column in row}
+    *of_prompt, answer = columns(args)
+    texts = {column: to_text(row, column, int | float) for column in of_prompt if column in row}
     if not any(text.strip() for text in texts.values()):
-        missing = [column for column in asked if column not in row]
+        missing = [column for column in of_prompt if column not in row]
         raise ValueError(f"column {missing[0]!r} is null, not text" if missing else "empty prompt")
     texts[answer] = to_text(row, answer, int)
     messages = [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []

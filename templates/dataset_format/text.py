@@ -36,8 +36,7 @@ def to_conversation(row: dict, args: DatasetArguments) -> dict:
         raise ValueError(f"column {args.text_column!r} is {kind}, not text")
     if not text.strip():
         raise ValueError("empty text")
-    messages = [{"role": "assistant", "content": text}]
-    return {"messages": messages, "chat_template_kwargs": args.chat_template_kwargs}
+    return {"messages": [{"role": "assistant", "content": text}]}
 
 
 def encode_batch(

@@ -23,10 +23,11 @@ SWAPPED = {
     **{ast.And: "or", ast.Or: "and", ast.BitOr: "&", ast.BitAnd: "|"},
 }
 DRAWING = ("rich", "matplotlib")  # how a table or a plot looks is no behaviour, either
-# keywords that stop our own mistakes, and change nothing where there is none
-GUARDS = ("strict", "frozen", "kw_only")
+# keywords that stop our own mistakes and change nothing where there is none, that matter where the
+# system's encoding is another, and that say how a text looks
+GUARDS = ("strict", "frozen", "kw_only", "slots", "encoding", "indent", "end")
 # a value that the library takes as well; any other text is replaced by one that nothing knows
-NEIGHBOURS = {"nf4": "fp4", "right": "left", "no": "steps", "auto": "float32"}
+NEIGHBOURS = {"nf4": "fp4", "right": "left", "no": "steps", "auto": "float32", "utf-8": "utf-16"}
 # faults that somebody once planted by hand; each must go through nowhere
 PLANTED = {
     "lora_alpha is ignored": (r"\*\*settings\)", '**settings | {"lora_alpha": 8})'),

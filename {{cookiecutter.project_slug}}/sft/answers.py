@@ -131,10 +131,10 @@ class HeldOutAnswers(TrainerCallback):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             say("   Weights are spread over the GPUs: python evaluate.py asks what is saved.")
             return []
-        asked = self.questions if trainer.is_world_process_zero() else []
+        questions = self.questions if trainer.is_world_process_zero() else []
         size, way = trainer.args.per_device_eval_batch_size, model.config._attn_implementation
         model.set_attn_implementation(self.way)  # the collator may have set one for its batches
-        answers = [*ask(model, trainer.processing_class, asked, size)]
+        answers = [*ask(model, trainer.processing_class, questions, size)]
         model.set_attn_implementation(way)
         return [answer for _, answer in sorted(answers, key=itemgetter(0))]
 

@@ -19,7 +19,7 @@ SCORES = "\n## Scores\n"
 
 def write_card(folder: Path, home: Path, tokenizer: Tokenizer, readers: str = "") -> None:
     """Write README.md into a model's folder, of the run in `home`; no path of a machine in it."""
-    with told():
+    with errors_reported():
         card = card_of(folder, home, tokenizer, readers)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -27,7 +27,7 @@ def write_card(folder: Path, home: Path, tokenizer: Tokenizer, readers: str = ""
 def renew_scores(folder: Path, home: Path, tokenizer: Tokenizer) -> None:
     """Write the scores, and the answers after them, into a card that may have been edited."""
     file = folder / "README.md"
-    with told():
+    with errors_reported():
         kept, heading, _ = file.read_text(encoding="utf-8").partition(SCORES)
         if heading:
             scores = card_of(folder, home, tokenizer, "").partition(SCORES)[2]
@@ -35,7 +35,7 @@ def renew_scores(folder: Path, home: Path, tokenizer: Tokenizer) -> None:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_reported() -> Iterator[None]:
     """A card that cannot be made, whatever the base's files hold, ends nothing else."""
     try:
         yield

@@ -28,7 +28,7 @@ FACTORS = np.random.default_rng(0).integers(2**63, size=BANDS * IN_BAND, dtype=n
 def find_striking(rows: Dataset, report: RowReport, args: ProjectArguments) -> dict[str, list[int]]:
     """The numbers, from 1, of rows that are used, by what is to be seen there."""
     used, seen = report.row[report.first], set()
-    copies, told, runs, scripts = [], [], [], []
+    copies, in_prompt, runs, scripts = [], [], [], []
     for position, row in enumerate(rows.select(used[:MOST])):
         messages = to_conversation(plain_row(row), args)["messages"]
         texts = [str(turn.get("content", "")) for turn in messages]
@@ -37,7 +37,7 @@ def find_striking(rows: Dataset, report: RowReport, args: ProjectArguments) -> d
         seen.add(same)
         last = max(at for at, turn in enumerate(messages) if turn["role"] == "assistant")
         if len(reply := texts[last].strip()) >= TOLD and reply in "\n".join(texts[:last]):
-            told.append(position)
+            in_prompt.append(position)
         runs.append(_runs(" ".join(texts)))
         scripts.append(_script(reply))
     lengths = np.maximum.reduceat(report.lengths, report.first)[:MOST]
@@ -48,7 +48,7 @@ def find_striking(rows: Dataset, report: RowReport, args: ProjectArguments) -> d
     found = {
         "exactly what an earlier row says; dedupe: true drops them": copies,
         "nearly what an earlier row says": sorted(_near(runs) - {*copies}),
-        "a reply that is in the prompt": told,
+        "a reply that is in the prompt": in_prompt,
         "a reply in another script than most": others if len(others) < COMMON * len(runs) else [],
         f"{RARE} times the median length and more, or an {RARE}th and less": odd,
     }

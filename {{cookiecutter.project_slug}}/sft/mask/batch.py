@@ -14,7 +14,7 @@ from sft.mask.template import limited, render_row, render_rows
 from sft.mask.tokens import label, tokenize
 
 STEPS = (
-    check_messages,  # is the conversation sound, and which replies are trained on
+    check_messages,  # can it be trained on, and which of its replies are
     render_rows,  # the prompt of the last reply, and the text with it
     render_row,  # both in another form if the text lacks part of the reply
     check_prompt,  # is every message in the prompt

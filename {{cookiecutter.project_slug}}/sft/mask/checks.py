@@ -42,7 +42,7 @@ def check_messages(row: Row, settings: Settings) -> None:
     if not replies:
         raise MaskError("no assistant turn to train on")
     row.messages = row.messages[: replies[-1] + 1]
-    row.is_asked = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
+    row.is_prompted = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
 
 
 def weighted_replies(messages: list[dict]) -> list[int]:
@@ -79,7 +79,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
         MaskError: one is not, since templates drop what they do not know.
     """
     contents = "\n".join(message.get("content") or "" for message in row.messages)
-    text = row.prompt if row.is_asked else row.full
+    text = row.prompt if row.is_prompted else row.full
     unclear, lost = [], []
     for at, message in enumerate(row.messages[:-1]):
         if message["role"] == "assistant":
@@ -95,7 +95,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
             unclear.append(at)  # the words may be there for another message
     if unclear:
         marked = [mark(row.messages[:-1], unclear)]
-        (marked,) = render(marked, settings, row, add_generation_prompt=row.is_asked)
+        (marked,) = render(marked, settings, row, add_generation_prompt=row.is_prompted)
         lost += [at for at in unclear if marker(at) not in marked]
     if lost:
         detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
@@ -137,6 +137,6 @@ def hide_control_tokens(row: Row, settings: Settings) -> None:
     if found:
         (row.safe_full,) = render([row.safe_messages], settings, row)
         row.safe_prompt = row.safe_full[: len(row.prompt)]
-        if row.is_asked:
+        if row.is_prompted:
             before = [row.safe_messages[:-1]]
             (row.safe_prompt,) = render(before, settings, row, add_generation_prompt=True)

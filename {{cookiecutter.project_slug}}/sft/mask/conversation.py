@@ -31,7 +31,7 @@ class Row:
     error: ValueError | None = None  # why there is no mask
     parts: Sequence["Row"] = ()  # one for each reply, where one text does not serve all
     trained: Sequence[int] = ()  # positions of the replies to train on
-    is_asked: bool = False  # whether a chat would ask for the last reply: not after another
+    is_prompted: bool = False  # whether a chat prompts for the last reply: not after another
     prompt: str = ""  # as inference asks for it, or the text before it
     full: str = ""  # the conversation with that reply
     # all again, with the control tokens in the row's own words hidden

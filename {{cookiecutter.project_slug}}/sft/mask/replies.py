@@ -35,9 +35,9 @@ def locate_reply(row: Row, settings: Settings) -> None:
     at = row.start if full is row.full else diverges_at(prompt, full)
     row.answer = _locate_answer(row, answer, at, settings) if answer.strip() else (at, at)
     shown = thought if thought in full[at:] else ""
-    continues = row.is_asked and full.startswith(prompt) and row.answer[0] >= at
+    continues = row.is_prompted and full.startswith(prompt) and row.answer[0] >= at
     row.start = at if continues else _own_start(row, at, shown)
-    if not row.is_asked:
+    if not row.is_prompted:
         row.prompt, row.safe_prompt = row.full[: row.start], full[: row.start]
     row.inserted = "" if shown else thought
     opened = opening_at_end(prompt)
@@ -71,9 +71,9 @@ def _own_start(row: Row, at: int, thought: str) -> int:
     """
     prompt, full = row.safe_prompt, row.safe_full
     if row.answer == (at, at):  # calls alone
-        differs, asked = prompt[at:], (row.safe_messages[-2:][0].get("content") or "").strip()
-        is_tag = TAG.match(differs.lstrip() or "<>") and not (asked and asked in differs)
-        if not row.is_asked or not is_tag:
+        differs, question = prompt[at:], (row.safe_messages[-2:][0].get("content") or "").strip()
+        is_tag = TAG.match(differs.lstrip() or "<>") and not (question and question in differs)
+        if not row.is_prompted or not is_tag:
             raise MaskError("the chat template depends on the reply", "its prompt is another")
     first = full.find(thought, at) if thought else row.answer[0]
     if opening_at_end(prompt):

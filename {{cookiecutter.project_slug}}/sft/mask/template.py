@@ -105,18 +105,25 @@ def render_rows(rows: list[Row], settings: Settings) -> None:
 
     def alike(numbered: tuple[int, Row]) -> tuple:
         number, row = numbered
-        return number // ROWS_IN_A_CALL, row.is_asked, repr(row.extra)  # True is no 1 there
+        return number // ROWS_IN_A_CALL, row.is_prompted, repr(row.extra)  # True is no 1 there
 
     numbered = enumerate(row for row in rows if len(row.messages) > 1)
-    for (_, is_asked, _), these in groupby(numbered, alike):
+    for _, these in groupby(numbered, alike):
         some = [row for _, row in these]
         with suppress(ValueError, TooSlow):  # `render_row` finds out whose it is
-            whole = [next(forms(row.messages)) for row in some]
-            before = [messages[:-1] for messages in whole]
-            prompts = render(before, settings, some[0], add_generation_prompt=is_asked)
-            texts = render(whole, settings, some[0])
-            for row, prompt, full in zip(some, prompts, texts, strict=True):
-                row.prompt, row.full = prompt, full
+            found = _render_pairs([next(forms(row.messages)) for row in some], some[0], settings)
+            for row, pair in zip(some, found, strict=True):
+                row.prompt, row.full = pair
+
+
+def _render_pairs(
+    conversations: list[list[dict]], row: Row, settings: Settings
+) -> list[tuple[str, str]]:
+    """The prompt for each last reply, and the text with it; of conversations like that of `row`."""
+    before = [messages[:-1] for messages in conversations]
+    ask = {"add_generation_prompt": row.is_prompted}
+    prompts = render(before, settings, row, **ask) if before[0] else [""]
+    return [*zip(prompts, render(conversations, settings, row), strict=True)]
 
 
 def render_row(row: Row, settings: Settings) -> None:
@@ -125,36 +132,32 @@ def render_row(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: there is no such form, and the template does not prompt for a thought either.
     """
-    refusal, prompted, before, prompt, full = None, None, [], row.prompt, row.full
+    refusal, with_thought, prompt, full = None, None, row.prompt, row.full
     for number, messages in enumerate(forms(row.messages)):
         try:
             if number or not full:  # not rendered yet
-                if messages[:-1] != before:
-                    ask = {"add_generation_prompt": row.is_asked}
-                    (prompt,) = render([messages[:-1]], settings, row, **ask)
-                (full,) = render([messages], settings, row)
-            before = messages[:-1]
+                ((prompt, full),) = _render_pairs([messages], row, settings)
         except MaskError as error:
             refusal = refusal or error
             continue
         at = diverges_at(prompt, full)
         row.messages, row.full, row.start = messages, full, at
-        row.prompt = prompt if row.is_asked else full[:at]
+        row.prompt = prompt if row.is_prompted else full[:at]
         missing = missing_part(messages[-1], full[at:])
         thought = thought_of(messages[-1])[0]
         is_open = thought and opening_at_end(row.prompt)
         is_over = thought and prompt[at:].strip() and full[at:].lstrip().startswith(thought)
-        if not missing and is_over and row.is_asked and not is_open:  # the prompt closes it
+        if not missing and is_over and row.is_prompted and not is_open:  # the prompt closes it
             raise _refusal("place", messages[-1], len(messages), settings)
         if not missing:
             return
         if missing == "thought" and is_open:
-            prompted = prompted or (messages, full, at, row.prompt)
+            with_thought = with_thought or (messages, full, at, row.prompt)
         elif refusal is None or "refused" in refusal.reason:
             refusal = _refusal(missing, messages[-1], len(messages), settings)
-    if prompted is None:
+    if with_thought is None:
         raise refusal
-    row.messages, row.full, row.start, row.prompt = prompted
+    row.messages, row.full, row.start, row.prompt = with_thought
 
 
 def _refusal(missing: str, reply: dict, number: int, settings: Settings) -> MaskError:
