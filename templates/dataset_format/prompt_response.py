@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 OPTIONAL_COLUMNS = []  # none is read that a row may lack
 IS_CHAT = False  # a response is followed by nothing
+parse = cache(lambda template: [*Formatter().parse(template)])
 
 
 @dataclass(kw_only=True)
@@ -22,12 +23,6 @@ class DatasetArguments:
     system_prompt: str = ""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     truncation_mode: Literal["drop", "truncate_prompt"] = "drop"
-
-
-@cache
-def parse(template: str) -> tuple:
-    """The template's parts, as `string.Formatter` names them: text, column, and what follows it."""
-    return (*Formatter().parse(template),)
 
 
 def columns(args: DatasetArguments) -> list[str]:

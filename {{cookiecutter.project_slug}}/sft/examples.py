@@ -74,7 +74,7 @@ def encode_rows(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> 
     name = _name(rows, tokenizer, args)
     CACHE.mkdir(parents=True, exist_ok=True)
     thresholds = gc.get_threshold()
-    gc.set_threshold(100_000)  # or it often looks for garbage, and finds none
+    gc.set_threshold(100_000)  # or it looks for garbage often
     try:
         return rows.map(
             _encode_batch,

@@ -3,6 +3,7 @@
 import inspect
 from contextlib import suppress
 from copy import copy
+from importlib import import_module
 
 import pyarrow.compute as pc
 import torch
@@ -20,11 +21,17 @@ from sft.adapter import add_adapter, check_adapter
 from sft.config import ProjectArguments, one_line
 from sft.machine import supported_dtype
 from sft.model import load
+from sft.quantization import quantization_config
 from sft.trainer import METRICS
 
 
 def check_settings(args: TrainingArguments) -> None:
     """Exit at what the Trainer would refuse, or has no package for, by making one of no model."""
+    if quantization_config(torch.float32):
+        device, served = args.device.type, import_module("bitsandbytes").supported_torch_devices
+        if device not in served:
+            fix = "generate the project again with the quantization none, or add --use_cpu true."
+            raise SystemExit(f"bitsandbytes quantizes the model, and not on {device!r}: {fix}")
     args, model = copy(args), nn.Sequential(nn.Linear(1, 1))
     args.push_to_hub, model.config = False, PreTrainedConfig()
     args.optim_target_modules = args.optim_target_modules and "all-linear"  # of this model
