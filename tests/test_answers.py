@@ -122,6 +122,27 @@ def test_what_the_reference_has_is_marked_in_an_answer(project):
     assert in_project(project, marked, "我们七点吃", "七点吃饭") == "我们[七][点][吃]"
 
 
+def shown_and_limited() -> tuple[str, int, int]:
+    import contextlib
+    import io
+
+    from sft.answers import Answer, Question, show_answers, to_question
+    from sft.twin import build_tokenizer
+
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        answer = Answer("Me", stopped=True, tokens=1, seconds=0.1)
+        show_answers([Question([1], "Who?", "Me", 5)], {"base": [answer]}, Path())
+    example = {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}
+    limits = [to_question(example, build_tokenizer(), limit).limit for limit in (0, 4)]
+    return said.getvalue(), *limits
+
+
+def test_answers_are_numbered_from_one_and_may_be_twice_as_long_as_the_reference(project):
+    said, unlimited, limited = in_project(project, shown_and_limited)
+    assert "Held-out row 1" in said and "reference" in said
+    assert (unlimited, limited) == (2 * 3 + 16, 4)
+
+
 def cut(length: int) -> str:
     from sft.answers import SHOWN, shortened
 

@@ -183,6 +183,8 @@ def test_runs_share_what_the_base_says(lora):
     found = in_project(lora, evaluate, "--output_dir=other")
     assert found["asked"] == [8]  # the tuned model alone
     assert found["models"]["base"] == whole["models"]["base"]
+    os.utime(lora / "twin/model.safetensors", (1, 1))  # another base is asked anew
+    assert in_project(lora, evaluate, "--models=base")["asked"] == [8]
 
 
 def train_with_a_split() -> None:
@@ -202,6 +204,12 @@ MORE = [
     {"dialogue": "甲：今天下雨吗？\n乙：不下。", "summary": "今天不下雨。"},
     {"dialogue": "甲：门开着吗？\n乙：开着。", "summary": "门开着。"},
 ]
+
+
+def test_a_base_is_evaluated_where_there_is_no_run(lora):
+    where = ["--base_model_path=twin", "--dataset=data/sample.jsonl", "--output_dir=not/there"]
+    found = in_project(lora, evaluate, "--models", "base", *where)
+    assert [*found["models"]] == ["base"] and (lora / "not/there/evaluation.html").exists()
 
 
 def test_it_takes_other_rows_than_those_held_out(lora):

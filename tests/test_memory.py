@@ -341,6 +341,21 @@ def test_a_count_is_made_alone_and_without_a_gpu_whatever_torchrun_says(project)
     assert env["CUDA_VISIBLE_DEVICES"] == "" and "PATH" in env
 
 
+def default_and_library_s() -> tuple:
+    from transformers import TrainingArguments
+
+    from sft.memory import DEFAULTS
+
+    theirs = vars(TrainingArguments("out", use_cpu=True))
+    keys = ["per_device_train_batch_size", "gradient_accumulation_steps"]
+    return [DEFAULTS[key] for key in keys], [theirs[key] for key in keys]
+
+
+def test_where_config_yaml_says_no_batch_size_it_is_the_library_s(project):
+    ours, theirs = in_project(project, default_and_library_s)
+    assert ours == theirs
+
+
 def test_every_card_gets_a_verdict(project):
     cards = json.loads(vram(project, "--json"))["cards"]
     assert list(cards) == ["8", "12", "16", "24", "32", "40", "48", "80", "141"]

@@ -114,6 +114,17 @@ def test_control_tokens_in_what_a_user_says_move_no_border(project, name):
     assert in_project(project, with_options, template, messages, how) == learnt
 
 
+def borders() -> list[int]:
+    from sft.mask.template import diverges_at
+
+    pairs = [("Hi <a>", "Hi <a>you"), ("Hi <think>", "Hi <tool>"), ("Hi <a> 1", "Hi <a> 2")]
+    return [diverges_at(*pair) for pair in pairs]
+
+
+def test_a_prompt_and_its_text_part_before_a_tag_that_is_another(project):
+    assert in_project(project, borders) == [6, 3, 7]
+
+
 def test_a_token_that_would_cross_the_border_is_none(project):
     """Many tokenizers have one token for the two line feeds."""
     messages = chat("user: Who?", "assistant: \nMe")

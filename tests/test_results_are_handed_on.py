@@ -222,6 +222,21 @@ def test_a_chat_template_that_go_can_write_is_in_the_modelfile(project):
     assert not said
 
 
+def revision_that_is_read() -> list[str]:
+    from types import SimpleNamespace
+
+    from sft import version_4
+
+    read = []
+    version_4.cached_file = lambda path, name, revision="": read.append(revision)
+    version_4.of_base("config.json", SimpleNamespace(base_model_path="org/some", revision="v2"))
+    return read
+
+
+def test_what_a_base_model_says_is_read_of_the_revision_that_was_trained(project):
+    assert in_project(project, revision_that_is_read) == ["v2"]
+
+
 def modelfile_of(chat_template: str | None) -> tuple[list[str], list[str]]:
     from types import SimpleNamespace
 

@@ -497,7 +497,8 @@ THE_SAME = [
 ]
 
 
-def revision_of_the_run(revision: str) -> tuple:
+def what_makes_the_run(options: list[str]) -> tuple[list[dict], dict]:
+    """How the config of its base model is loaded, and what `describe_run` says of the run."""
     from types import SimpleNamespace
 
     from sft import checkpoints
@@ -505,13 +506,22 @@ def revision_of_the_run(revision: str) -> tuple:
 
     read = []
     checkpoints.load = lambda kind, path, **how: read.append(how) or SimpleNamespace(_commit_hash=7)
-    options = ["--use_cpu=true", "--base_model_path=org/none", f"--revision={revision}"]
-    args, training_args = load_config(options)
-    return read, checkpoints.describe_run(training_args, args, {})["the base model's commit"]
+    args, training_args = load_config(["--use_cpu=true", "--base_model_path=org/none", *options])
+    return read, checkpoints.describe_run(training_args, args, {})
 
 
 def test_a_base_model_on_the_hub_is_known_by_its_commit(project):
-    assert in_project(project, revision_of_the_run, "v2") == ([{"revision": "v2"}], 7)
+    read, run = in_project(project, what_makes_the_run, ["--revision=v2"])
+    assert read == [{"revision": "v2"}] and run["the base model's commit"] == 7
+
+
+def test_the_adapter_that_a_run_starts_from_is_known_by_its_content(project, tmp_path):
+    hashes = set()
+    for content in (b"one", b"two", b"one"):
+        (tmp_path / "adapter_model.safetensors").write_bytes(content)
+        _, run = in_project(project, what_makes_the_run, [f"--adapter_path={tmp_path}"])
+        hashes.add(run["the adapter it starts from"])
+    assert len(hashes) == 2
 
 
 def test_what_would_learn_something_else_does_not_go_on(project, killed):

@@ -133,3 +133,17 @@ def test_an_architecture_that_cannot_be_tiny_is_refused(project, kind):
     said = in_project(project, twin_of, {"model_type": kind})
     assert f"no tiny twin of the architecture {kind!r}" in said
     assert len(said.splitlines()) == 1
+
+
+def given_to_the_twin(options: list[str]) -> tuple:
+    from sft import twin
+
+    given = []
+    twin.build_twin = lambda folder, *rest: given.append(rest)
+    twin.smoke_overrides(options)
+    return given[0]
+
+
+def test_it_is_of_the_base_model_and_revision_of_the_run(project):
+    options = ["--base_model_path=org/some", "--revision=v2", "--max_length=10"]
+    assert in_project(project, given_to_the_twin, options) == ("org/some", 80, "v2")

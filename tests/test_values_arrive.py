@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import config_of, in_project
+from conftest import MENUS, config_of, in_project
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,26 @@ def defaults_that_are_refused() -> tuple[int, list[str]]:
     return len(offers), [one.name for one in offers if one.default not in get_args(kinds[one.name])]
 
 
-def test_a_key_that_is_left_out_has_a_default_that_it_offers(project):
+def defaults_of(keys: list[str]) -> dict:
+    from dataclasses import fields
+
+    from sft.config import ProjectArguments
+
+    return {one.name: one.default for one in fields(ProjectArguments) if one.name in keys}
+
+
+def test_a_key_that_is_left_out_is_what_config_yaml_said(project):
+    keys = ["revision", "test_size", "control_tokens", "max_skipped", "truncation_mode"]
+    said = config_of(project)
+    assert in_project(project, defaults_of, keys) == {key: said[key] for key in keys}
+
+
+@pytest.mark.parametrize("dataset_format", MENUS["dataset_format"])
+def test_a_key_that_is_left_out_has_a_default_that_it_offers(bake_once, dataset_format):
+    collator = "language_modeling" if dataset_format == "text" else "seq2seq"
+    project = bake_once.project(
+        project_slug=f"of-{dataset_format}", dataset_format=dataset_format, collator=collator
+    )
     offers, refused = in_project(project, defaults_that_are_refused)
     assert offers and not refused
 
