@@ -64,7 +64,7 @@ def train_and_talk(options: list[str]) -> dict:
         "tokens": len(tokenizer),
         "embeddings": logits.shape[-1],
         "prompt": tokenizer.decode(talk["input_ids"][0]),
-        "words": tokenizer.decode(talk["input_ids"][0], skip_special_tokens=True),
+        "without special tokens": tokenizer.decode(talk["input_ids"][0], skip_special_tokens=True),
     }
     if hasattr(model, "peft_config"):
         from transformers import AutoModelForCausalLM
@@ -93,7 +93,8 @@ def test_a_file_whose_tokens_are_new_has_them_learnt_and_saved(project):
     found = in_project(project, train_and_talk, [*RUN, "--chat_template=zephyr.jinja"])
     assert found["stop"][0] == "<|end|>" and found["embeddings"] == found["tokens"] == 1024 + 2
     assert found["prompt"] == "<|user|>\nHi<|end|>\n<|assistant|>\n"
-    assert "Hi" in found["words"] and "<|end|>" not in found["words"]
+    said = found["without special tokens"]
+    assert "Hi" in said and "<|end|>" not in said
     assert found.get("merged", 0) < 0.05 and found.get("merged template", True)
 
 

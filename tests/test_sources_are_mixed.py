@@ -39,8 +39,8 @@ def load(options: list[str], other_kinds: str = "") -> dict | str:
     if other_kinds:
         mixture.CACHE = Path(other_kinds, "not", "there")
         for at in range(2):
-            answer = "s" if at else datetime.date(2024, 3, 10)
-            rows = [{"dialogue": f"{at} {n}", "summary": answer, "more": {}} for n in range(30)]
+            same = {"summary": "s" if at else datetime.date(2024, 3, 10)}
+            rows = [same | {"dialogue": f"{at} {n}", "more": {"a": n}} for n in range(30)]
             folder = Path(other_kinds, f"saved{at}")
             Dataset.from_list(rows).save_to_disk(folder)
     try:
