@@ -1,5 +1,6 @@
 """`chat_template` in config.yaml: applied, learnt and saved, so that the reloaded model stops."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -88,11 +89,20 @@ def test_chatml_whose_tokens_are_there_resizes_nothing(project):
     assert found.get("merged", 0) < 0.05 and found.get("merged template", True)
 
 
+def evaluated(options: list[str]) -> dict:
+    import evaluate
+
+    options = [*options, "--models=base", "--rows=2", "--max_new_tokens=2"]
+    return json.loads(evaluate.main(options).read_text(encoding="utf-8"))["models"]["base"]
+
+
 def test_a_file_whose_tokens_are_new_has_them_learnt_and_saved(project):
     (project / "zephyr.jinja").write_text(ZEPHYR)
     found = in_project(project, train_and_talk, [*RUN, "--chat_template=zephyr.jinja"])
     assert found["stop"][0] == "<|end|>" and found["embeddings"] == found["tokens"] == 1024 + 2
     assert found["prompt"] == "<|user|>\nHi<|end|>\n<|assistant|>\n"
+    base = in_project(project, evaluated, [*RUN, "--chat_template=zephyr.jinja"])
+    assert base["loss"]["value"] > 0  # it has room for the tokens, too
     said = found["without special tokens"]
     assert "Hi" in said and "<|end|>" not in said
     assert found.get("merged", 0) < 0.05 and found.get("merged template", True)

@@ -84,6 +84,13 @@ def test_a_turn_that_ends_in_several_control_tokens_ends_at_eos(project):
     assert learnt == ["Hello<|end|></s>", "Me<|end|></s>"]
 
 
+def test_the_end_goes_to_eos_where_that_is_after_the_last_turn_alone(project):
+    template = CHATML.replace("\n{% endfor %}", "{{ '</s>' if loop.last }}\n{% endfor %}")
+    assert template != CHATML
+    one_turn = chat("user: Hi", "assistant: Hello")
+    assert in_project(project, with_options, template, one_turn, {}) == ["Hello<|im_end|></s>"]
+
+
 def test_a_reply_may_go_on_like_what_the_template_begins_it_with(project):
     template = (
         "{% for m in messages %}<|{{ m.role }}|>"

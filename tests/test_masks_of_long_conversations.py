@@ -221,6 +221,24 @@ def test_the_work_for_a_turn_does_not_grow_with_their_number(project, template, 
     assert [example["shortened"] for example in oldest] == [False] * (len(texts) - 1) + [True]
 
 
+def unrolled(messages: list, max_length: int) -> tuple[list, list]:
+    """The examples of each reply, and those of the conversation where its last one is too long."""
+    from sft.mask import encode_batch
+
+    tokenizer = tokenizer_with(DROPS, CONTROL, "</s>")
+    (whole,) = encode_batch([messages], tokenizer)
+    (left,) = encode_batch([messages], tokenizer, max_length, truncation_mode="keep_start")
+    assert len(whole[-1]["input_ids"]) > max_length
+    return whole, left
+
+
+def test_replies_that_fit_are_whole_where_the_last_one_does_not(project):
+    messages = chat(*["user: Hi", "assistant: Hello"] * 3, "user: " + "one " * 90, "assistant: Me")
+    whole, left = in_project(project, unrolled, messages, 100)
+    assert len(left) == len(whole) - 1 == 3
+    assert left == [*whole[:2], whole[2] | {"shortened": True}]  # of what came after it
+
+
 def test_a_call_of_a_tool_needs_no_content_to_be_left_out(project):
     call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
     messages = [*LONG[:2], call, *chat("tool: You"), *LONG[2:]]

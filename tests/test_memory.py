@@ -371,6 +371,7 @@ def test_every_card_gets_a_verdict(project):
 def test_the_peak_is_made_of_named_parts(project):
     found = json.loads(vram(project, "--json"))
     assert found["peak"] == sum(found["parts"].values())
+    assert found["parts"]["buffers"] > 16 * 2**20  # cuBLAS has one
     assert found["parts"].keys() == {
         "base weights, 4 bits", "base weights, 16 bits", "quantization scales", "adapter",
         "optimizer state", "gradients", "activations kept", "logits and loss", "buffers",
@@ -462,24 +463,41 @@ def test_spread_over_cards_each_holds_its_share_and_what_it_gathers(bake_once, l
     assert half["gathered"] == eighth["gathered"] > 0 and "gathered" not in whole
 
 
-def gathered_of(is_tied: bool) -> tuple[int, dict]:
-    """The embeddings' parameters, and what is gathered of a model."""
+def gathered_of(is_tied: bool) -> tuple[int, int, dict]:
+    """The parameters of embeddings and of a layer, and what is gathered of a model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sft.spread import gathered_bytes
 
     sizes = {name: size for name, size in SMALL.items() if name != "head_dim"}
+    sizes["vocab_size"] = 8192
     model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=is_tied, **sizes))
-    return model.get_input_embeddings().weight.numel(), gathered_bytes(model, 2)
+    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    return model.get_input_embeddings().weight.numel(), layer, gathered_bytes(model, 2)
 
 
 def test_embeddings_that_are_the_head_too_stay_whole_on_each_card(bake_once):
     answers = {"quantization": "none", "lora_targets": "full"}
     project = bake_once.project(project_slug="-".join(answers.values()), **answers)
-    rows, gathered = in_project(project, gathered_of, True)
-    assert gathered["start"] == gathered["loss"] == 2 * (rows + rows)  # 16 bits, with gradients
-    rows, gathered = in_project(project, gathered_of, False)
-    assert gathered["start"] == 0 and gathered["loss"] == 4 * rows + 2 * rows
+    rows, layer, gathered = in_project(project, gathered_of, True)
+    stays = 2 * (rows + rows)  # 16 bits, with gradients
+    assert gathered == {
+        "start": stays,
+        "forward": stays + 2 * layer + 2 * layer + 2 * layer,  # it, its buffer and the next one's
+        "the end of forward": 2 * rows + 6 * layer,
+        "loss": stays,
+        "backward": stays + 4 * layer + 2 * layer + 4 * layer,  # gradients, and the last in 32 bits
+        "embeddings": stays + 2 * (rows + rows) + 4 * layer,
+    }
+    rows, layer, gathered = in_project(project, gathered_of, False)
+    assert gathered == {
+        "start": 0,
+        "forward": 6 * layer,
+        "the end of forward": max(6 * layer, 4 * rows + 2 * layer),
+        "loss": 4 * rows + 2 * rows,
+        "backward": 10 * layer,
+        "embeddings": 2 * (rows + rows) + max(4 * layer, 2 * rows + 4 * rows / 2),  # on two cards
+    }
 
 
 def advised() -> str:

@@ -61,6 +61,37 @@ def test_what_mixes_rows_is_refused_before_the_rows_are_read(project, model_type
     assert why in said and "collator seq2seq" in said and len(said.splitlines()) == 1
 
 
+def is_refused(difference: float) -> bool:
+    """Whether a model is whose logits, 1,000 each, differ by so much after another example."""
+    from types import SimpleNamespace
+
+    import torch
+    from transformers import AutoConfig
+
+    from sft import isolation
+    from sft.collator import get_collator
+    from sft.config import project_arguments
+
+    class Model(torch.nn.Module):
+        config = AutoConfig.for_model("llama")
+
+        def forward(self, input_ids, **_):
+            logits = torch.full((*input_ids.shape, 4), 1000.0)
+            return SimpleNamespace(logits=logits + difference * (input_ids.shape[1] > 20))
+
+    isolation.AutoModelForCausalLM = SimpleNamespace(from_config=lambda *_, **__: Model())
+    try:
+        isolation.refuse_mixing(get_collator, Model.config, project_arguments([]))
+    except SystemExit:
+        return True
+    return False
+
+
+def test_rounding_is_measured_by_the_largest_logit(project):
+    assert not in_project(project, is_refused, 0.005)
+    assert in_project(project, is_refused, 0.05)
+
+
 def look() -> str:
     import preview
 

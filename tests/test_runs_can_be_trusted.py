@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -718,6 +719,57 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(project):
     assert in_project(project, room_needed, 2, 2) == 3  # those that are there have their room
     assert in_project(project, room_needed, 5, 2) == 3
     assert in_project(project, room_needed, 0, 2, True) == 4 * 3  # spread weights are saved twice
+
+
+def settings_spread_by(way: str) -> dict:
+    from sft import checkpoints
+    from sft.config import load_config
+
+    checkpoints.spread_by = lambda: way
+    args, training_args = load_config(["--use_cpu=true"])
+    return checkpoints.all_settings(training_args, args)
+
+
+def test_a_checkpoint_of_spread_weights_is_of_another_run(project):
+    alone, spread = (in_project(project, settings_spread_by, way) for way in ("", "FSDP"))
+    assert spread["fsdp"] is True and alone["fsdp"] != spread["fsdp"]
+
+
+def shown_by_a_run(options: list) -> str:
+    import contextlib
+    import io
+
+    import train
+
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        train.main(options)
+    return shown.getvalue()
+
+
+def test_a_run_ends_with_its_figures(project):
+    shown = in_project(project, shown_by_a_run, [*SMALL, "--max_steps=1", "--output_dir=shown"])
+    figures = dict(re.findall(r"│ (.+?) +│ (\S+) +│", shown.partition("Result")[2]))
+    assert figures["steps"] == "1" and float(figures["eval loss"]) > 0
+
+
+def machine_in_run_json(use_cpu: bool) -> str:
+    from transformers import AutoTokenizer
+
+    from sft import report
+    from sft.config import load_config
+    from sft.machine import Card
+
+    report.find_card = lambda: Card(name="T4", gib=15, bf16=False, tf32=False)
+    args, training_args = load_config(["--use_cpu=true"])
+    training_args.use_cpu = use_cpu
+    Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
+    report.write_run(training_args, args, {}, AutoTokenizer.from_pretrained("twin"))
+    return json.loads(Path(training_args.output_dir, "run.json").read_text())["machine"]
+
+
+def test_run_json_names_the_card_that_is_used(project):
+    assert "T4" in in_project(project, machine_in_run_json, False)
+    assert "T4" not in in_project(project, machine_in_run_json, True)
 
 
 def ended_by_hand(interrupted: list) -> tuple:

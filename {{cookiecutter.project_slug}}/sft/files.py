@@ -20,7 +20,7 @@ from sft.format import OPTIONAL_COLUMNS
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 FAULTS = (ValueError, TypeError, RecursionError, OSError, EOFError, zlib.error, csv.Error)
-ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+ENCODER, JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False), json.JSONDecoder()
 csv.field_size_limit(sys.maxsize)  # Python's is 128 KB, less than a long text
 
 
@@ -116,7 +116,8 @@ def plain_row(row: dict) -> dict:
 def plain(value: object) -> object:
     """A value of a row: JSON is read, and the nulls that Arrow fills in are left out."""
     if isinstance(value, bytes):
-        return json.loads(value.decode())  # which it would take longer to guess
+        value, _ = JSON.raw_decode(value.decode())  # faster than json.loads, which guesses
+        return value
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items() if one is not None}
     return [*map(plain, value)] if isinstance(value, list) else value

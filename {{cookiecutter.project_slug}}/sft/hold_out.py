@@ -7,14 +7,14 @@ import numpy as np
 
 from sft.row_report import RowReport
 
-BLANKS = bytes.maketrans(string.punctuation.encode(), b" " * len(string.punctuation))
+SKIPPED = (string.punctuation + string.whitespace).encode()
 
 
 def hash_text(messages: list[dict]) -> int:
     """A number for what a conversation says, without case, blanks and punctuation."""
-    text = " ".join(str(turn[key]) for turn in messages for key in sorted(turn)).casefold()
-    words = " ".join(text.encode().translate(BLANKS).decode().split()).encode()
-    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), signed=True)
+    text = "".join(str(turn[key]) for turn in messages for key in sorted(turn))
+    letters = text.casefold().encode().translate(None, SKIPPED)
+    return int.from_bytes(hashlib.blake2b(letters, digest_size=8).digest(), signed=True)
 
 
 def choose_held_out(report: RowReport, test_size: float) -> np.ndarray:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 INSTRUCTIONS = ("system", "developer")
 UNUSED = "\ue000"  # from Unicode's private use area: it means nothing to any template
-ROWS_IN_A_CALL = 32  # of the template or tokenizer; more take more time
+ROWS_IN_A_CALL = 128  # of the template or tokenizer; more take more time
 Span = tuple[int, int]  # first character or token, end
 
 
