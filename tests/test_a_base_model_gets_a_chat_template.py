@@ -96,6 +96,11 @@ def evaluated(options: list[str]) -> dict:
     return json.loads(evaluate.main(options).read_text(encoding="utf-8"))["models"]["base"]
 
 
+def test_a_base_model_is_evaluated_before_there_is_a_run(project):
+    base = in_project(project, evaluated, [*RUN, "--chat_template=chatml"])
+    assert base["loss"]["value"] > 0
+
+
 def test_a_file_whose_tokens_are_new_has_them_learnt_and_saved(project):
     (project / "zephyr.jinja").write_text(ZEPHYR)
     found = in_project(project, train_and_talk, [*RUN, "--chat_template=zephyr.jinja"])

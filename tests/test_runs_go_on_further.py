@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from test_a_base_model_gets_a_chat_template import ZEPHYR
 from test_runs_can_be_trusted import SMALL, make_twin, what_is_said
 
 from conftest import in_project
@@ -48,6 +49,18 @@ def test_a_new_run_starts_from_an_adapter_and_is_compared_with_it(project):
     second = in_project(project, train, [*words, "--max_steps=2"])
     assert all(second["started"].values()) and len(second["steps"]) == 2
     assert second["base"] == [row["tuned"]["text"] for row in said]
+
+
+def test_it_starts_from_one_that_has_learnt_new_tokens(project):
+    (project / "zephyr.jinja").write_text(ZEPHYR)
+    words = [*SMALL, *LORA, "--chat_template=zephyr.jinja"]
+    first = in_project(project, train, [*words, "--output_dir=tokens"])
+    words += ["--adapter_path=tokens/final", "--max_steps=2", "--output_dir=more"]
+    second = in_project(project, train, words)
+    assert second["base"] == first["tuned"] != first["base"]
+    words += ["--chat_template=chatml", "--output_dir=other"]
+    said = in_project(project, what_is_said, words)
+    assert said.endswith("and config.yaml None: set the same chat_template.")
 
 
 OTHERS = {

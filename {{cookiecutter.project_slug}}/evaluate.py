@@ -76,7 +76,8 @@ def evaluate(argv: list[str]) -> Path:
     was = read_manifest(source).get("run") or {} if source else {}
     given = {word[2:].partition("=")[0] for word in overrides}
     args = replace(args, **{key: was[key] for key in vars(args).keys() & was.keys() - given})
-    tokenizer = load_tokenizer(str(source or args.base_model_path), args.revision)
+    template = "" if source else args.chat_template  # a run has saved its own
+    tokenizer = load_tokenizer(str(source or args.base_model_path), args.revision, template)
 
     is_other = "dataset" in given and args.dataset != was.get("dataset")
     split = options.split or ("train" if is_other else "")
