@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_runs_can_be_trusted import SMALL, what_is_said
+from test_runs_can_be_trusted import SMALL, make_twin, what_is_said
 
 from conftest import in_project
 
@@ -59,6 +59,12 @@ def test_what_mixes_rows_is_refused_before_the_rows_are_read(project, model_type
     assert f"this architecture, {model_type}, cannot be trained without padding" in said
     why = "can't keep packed" if "qwen" in model_type else "logits change with the one before it"
     assert why in said and "collator seq2seq" in said and len(said.splitlines()) == 1
+
+
+def test_eager_attention_is_no_fault_of_the_architecture(project):
+    in_project(project, make_twin)
+    said = in_project(project, what_is_said, [*SMALL, "--attn_implementation=eager"])
+    assert "by eager attention" in said and "set attn_implementation: sdpa, or generate" in said
 
 
 def is_refused(difference: float) -> bool:
