@@ -318,7 +318,8 @@ def test_a_dataset_on_the_hub_is_read_as_its_files_are_on_the_disk(project, tmp_
     env = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}", "HF_HUB_OFFLINE": "0"}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path)}
     env["HF_DATASETS_CACHE"] = str(tmp_path / "rows")
-    env["PYTHONPATH"] = f"{project}{os.pathsep}{Path(__file__).parent}"
+    paths = [project, Path(__file__).parent, os.environ.get("PYTHONPATH", "")]
+    env["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     code = "import json, test_rows_are_read_right as t; print(json.dumps(t.read_from_the_hub()))"
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, cwd=project, env=os.environ | env, capture_output=True, text=True)

@@ -101,6 +101,16 @@ def test_a_reply_in_another_script_is_named(project, tmp_path):
         assert "script" not in in_project(project, previewed, written(tmp_path, rows))[0]
 
 
+def numbers_of_runs(texts: list[str]) -> list[int]:
+    from sft.striking import _runs
+
+    return [len(_runs(text)) for text in texts]
+
+
+def test_copies_are_told_by_every_run_of_three_words(project):
+    assert in_project(project, numbers_of_runs, ["one", "one two three", "1 2 3 4 5"]) == [1, 1, 3]
+
+
 def with_a_low_limit(path: str) -> tuple:
     from sft import striking
 
