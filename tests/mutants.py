@@ -75,7 +75,7 @@ def main() -> int:
         "--tests", default="", help="of the template: a pattern of their file's name"
     )
     parser.add_argument(
-        "--budget", type=int, default=120, help="CPU seconds of the template's tests for a fault"
+        "--budget", type=int, default=120, help="seconds of the template's tests for a fault"
     )
     parser.add_argument("--show", action="store_true", help="list the faults and stop")
     parser.add_argument("--fresh", action="store_true", help="forget what was found before")
@@ -303,7 +303,9 @@ def in_project_tests(answers: dict, home: Path, template: Path) -> None:
 def in_template_tests(tests: list[str], home: Path, template: Path) -> None:
     """Those tests of the template, in this process; what they start is forked from it."""
     import pytest
+    import torch
 
+    torch.set_num_threads(1)  # a fork would wait for threads that it has not
     os.chdir(template)
     forget_our_modules()
     seen = Failures()
@@ -357,7 +359,9 @@ profile.enable()
 
 
 class Recorder(Failures):
-    """Which functions of a generated project each test runs, in how many CPU seconds.
+    """Which functions of a generated project each test runs, in how many seconds.
+
+    Of the CPU, or on the clock where it waits.
 
     Scripts that a test starts as commands count as well: each Python records itself.
     """
@@ -382,7 +386,7 @@ class Recorder(Failures):
         conftest._child = child
 
     def pytest_runtest_setup(self, item):
-        self.began = sum(os.times()[:4])
+        self.began = sum(os.times()[:4]), time.monotonic()
         self.profile = cProfile.Profile()
         self.profile.enable()
 
@@ -396,7 +400,8 @@ class Recorder(Failures):
                 functions |= {tuple(pair) for pair in json.loads(note.read_text())}
             note.unlink()
         entry = self.seen.setdefault(nodeid, {"passed": True})
-        entry |= {"seconds": sum(os.times()[:4]) - self.began, "functions": sorted(functions)}
+        spent, waited = sum(os.times()[:4]) - self.began[0], time.monotonic() - self.began[1]
+        entry |= {"seconds": max(spent, waited), "functions": sorted(functions)}
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
