@@ -546,11 +546,11 @@ class Run:
             name = Path(plain_name(fault.file)).name
             about = {file for file, text in texts.items() if name.split(".")[0] in text}
             found = [test for test in self.tests if file_of[test] in about]
-        # first those that speak of what is broken: all trainings run most functions
+        # by how much their file speaks of what is broken, for each second that they take: all
+        # trainings run most functions, and the budget pays for many quick tests
         words = {word for line in changed_lines(fault) for word in re.findall(r"\w{5,}", line)}
         rare = {word: 1 / (1 + sum(word in text for text in texts.values())) for word in words}
         said = {file: sum(rare[w] for w in words if w in text) for file, text in texts.items()}
-        # and of these the quick ones, of which the budget pays for many
         found.sort(key=lambda test: self.tests[test]["seconds"] / (0.01 + said[file_of[test]]))
         spent, chosen = 0.0, []
         for test in found:
