@@ -27,7 +27,6 @@ import json
 import marshal
 import multiprocessing
 import os
-import random
 import re
 import shlex
 import shutil
@@ -93,7 +92,7 @@ def main() -> int:
         and not any(part in fault.file for part in options.without)
     ]
     print(f"{len(faults)} faults can be made.", flush=True)
-    random.Random(options.seed).shuffle(faults)
+    faults.sort(key=lambda fault: place_in_draw(fault, options.seed))
     chosen, number = [], len(faults) if options.all else options.number
     for fault in faults:
         if len(chosen) < number and changes_something(fault):
@@ -105,6 +104,15 @@ def main() -> int:
     run = Run(options)
     results = run.all(chosen)
     return report(results)
+
+
+def place_in_draw(fault: Fault, seed: int) -> str:
+    """By its own line alone: an edit elsewhere leaves the draw as it is."""
+    text = (TEMPLATE / fault.file).read_bytes()
+    start, end = text.rfind(b"\n", 0, fault.start) + 1, text.find(b"\n", fault.end)
+    before, after = text[start : fault.start], text[fault.start : end]
+    what = [seed, fault.file, before, after, fault.end - fault.start, fault.new]
+    return hashlib.sha256(repr(what).encode()).hexdigest()
 
 
 # --- which combination has it --------------------------------------------------------------------
@@ -261,6 +269,9 @@ def end(child) -> None:
 
 
 def answer(sender, log, function, args) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # a fork would wait for threads that it has not
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # by way of each `finally`
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -286,9 +297,7 @@ def in_matrix(answers: dict, home: Path, template: Path) -> None:
 def in_project_tests(answers: dict, home: Path, template: Path) -> None:
     """The generated project's own tests, in this process."""
     import pytest
-    import torch
 
-    torch.set_num_threads(1)
     project = matrix.bake(answers, home, template)
     os.environ["HF_DATASETS_CACHE"] = str(home / "cache")
     os.chdir(project)
@@ -303,9 +312,7 @@ def in_project_tests(answers: dict, home: Path, template: Path) -> None:
 def in_template_tests(tests: list[str], home: Path, template: Path) -> None:
     """Those tests of the template, in this process; what they start is forked from it."""
     import pytest
-    import torch
 
-    torch.set_num_threads(1)  # a fork would wait for threads that it has not
     os.chdir(template)
     forget_our_modules()
     seen = Failures()
