@@ -63,6 +63,15 @@ def test_it_starts_from_one_that_has_learnt_new_tokens(project):
     assert said.endswith("and config.yaml None: set the same chat_template.")
 
 
+def test_an_empty_list_is_no_other_setting(project):
+    config = project / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(f"{text}modules_to_save: []\n", encoding="utf-8")
+    words = [*SMALL, *LORA, "--output_dir=empty", "--adapter_path=first/final", "--max_steps=1"]
+    assert all(in_project(project, train, words)["started"].values())
+    config.write_text(text, encoding="utf-8")
+
+
 OTHERS = {
     "--r=4": "has r 8, and config.yaml 4: set the same",
     "--lora_alpha=8": "has lora_alpha 16, and config.yaml 8: set the same",

@@ -20,7 +20,7 @@ from sft.format import OPTIONAL_COLUMNS
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 FAULTS = (ValueError, TypeError, RecursionError, OSError, EOFError, zlib.error, csv.Error)
-ENCODER, JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False), json.JSONDecoder()
+ENCODER, PLAIN = json.JSONEncoder(ensure_ascii=False, allow_nan=False), json.JSONDecoder()
 csv.field_size_limit(sys.maxsize)  # Python's is 128 KB, less than a long text
 
 
@@ -116,7 +116,7 @@ def plain_row(row: dict) -> dict:
 def plain(value: object) -> object:
     """A value of a row: JSON is read, and the nulls that Arrow fills in are left out."""
     if isinstance(value, bytes):
-        value, _ = JSON.raw_decode(value.decode())  # faster than json.loads, which guesses
+        value, _ = PLAIN.raw_decode(value.decode())  # faster than json.loads, which guesses
         return value
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items() if one is not None}
