@@ -25,6 +25,7 @@ from rich.progress import Progress
 TEMPLATE = Path(__file__).resolve().parent.parent
 MODELS = TEMPLATE / "templates" / "base_model"
 MENUS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
+BASE_MODELS = [model for model in MENUS["base_model"] if model != "other"]  # none by itself
 COUNT = """
 import sys
 from sft import count
@@ -47,7 +48,7 @@ print(sorted((key, str(value)) for key, value in batch.items()), model.config._a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", help="base models; those of the others are kept")
-    models = parser.parse_args().only or MENUS["base_model"]
+    models = parser.parse_args().only or BASE_MODELS
     pairs = [
         (quantization, lora_targets)
         for quantization in MENUS["quantization"]

@@ -126,11 +126,11 @@ def shown_and_limited() -> tuple[str, int, int]:
     import contextlib
     import io
 
-    from sft.answers import Answer, Question, show_answers, to_question
+    from sft.answers import Question, show_answers, to_question
     from sft.twin import build_tokenizer
 
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        answer = Answer("Me", stopped=True, tokens=1, seconds=0.1)
+        answer = {"text": "Me", "stopped": True, "tokens": 1, "seconds": 0.1}
         show_answers([Question([1], "Who?", "Me", 5)], {"base": [answer]}, Path())
     example = {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}
     limits = [to_question(example, build_tokenizer(), limit).limit for limit in (0, 4)]
@@ -141,6 +141,30 @@ def test_answers_are_numbered_from_one_and_may_be_twice_as_long_as_the_reference
     said, unlimited, limited = in_project(project, shown_and_limited)
     assert "Held-out row 1" in said and "reference" in said
     assert (unlimited, limited) == (2 * 3 + 16, 4)
+
+
+def asked_while_training() -> tuple[list[bool], bool]:
+    from types import SimpleNamespace
+
+    import torch
+
+    from sft.answers import Question, ask
+    from sft.twin import build_tokenizer
+
+    class Model(torch.nn.Module):
+        device, generation_config = "cpu", SimpleNamespace(eos_token_id=[2])
+
+        def generate(self, input_ids, **how):
+            modes.append(self.training)
+            return torch.cat([input_ids, torch.tensor([[2]])], dim=1)
+
+    modes, model = [], Model()
+    [*ask(model, build_tokenizer(), [Question([5], "", "", 3)], 1)]
+    return modes, model.training
+
+
+def test_a_model_answers_without_dropout_and_is_trained_on_with_it(project):
+    assert in_project(project, asked_while_training) == ([False], True)
 
 
 def cut(length: int) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from unittest.mock import patch
@@ -53,6 +54,7 @@ def test_every_structure_of_every_base_model_has_a_count():
         text = (COUNTS / f"{base_model}.counts.json").read_text(encoding="utf-8")
         found = [name.strip() for names in json.loads(text) for name in names.split("|")]
         assert sorted(found) == sorted(wanted), base_model
+    assert runpy.run_path(TEMPLATE / "bench/counts.py")["BASE_MODELS"] == MENUS["base_model"]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +159,27 @@ def counted_both_ways(shape: dict) -> tuple[list[int], list[int]]:
     count._Step.keep_one_layer_of_each_kind = keep_all
     torch.manual_seed(0)
     return few, peaks()
+
+
+def counted_after_one_is_gone() -> float:
+    import torch
+
+    from sft.count import Sizes, _Live
+
+    there = [torch.empty(1000)]
+    with _Live(there, Sizes(1, 1, 1, 1, {})) as live:
+        there.clear()  # what is made next may be where that was
+        kept = [torch.empty(1000) for _ in range(100)]
+    return sum(live.total.values()) / sum(tensor.nbytes for tensor in kept)
+
+
+def test_biases_beside_quantized_weights_are_counted_as_they_are_loaded(bake_once, tmp_path):
+    project = bake_once.project(collator="seq2seq", project_slug="biases")
+    shape = {"model_type": "qwen2", **SMALL}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    found = in_project(project, counted, [f"--base_model_path={tmp_path}"])
+    assert not [part for part in found["always"] if "32 bits" in part]
+    assert in_project(project, counted_after_one_is_gone) == 1
 
 
 def test_what_cannot_be_counted_is_refused_in_a_sentence(bake_once, tmp_path):

@@ -301,7 +301,7 @@ def send(answer: str | None, there: str, words: list[str]) -> tuple[list, str]:
 
     import export
 
-    asked = []
+    asked, shown = [], []
 
     class Hub:
         def create_repo(self, name, **how):
@@ -317,12 +317,12 @@ def send(answer: str | None, there: str, words: list[str]) -> tuple[list, str]:
                 raise OSError("the Hub is\ndown")
 
     def said(question: str) -> str:
-        asked.append(question)
+        asked.append("\n".join([*shown, question]))
         if answer is None:
             raise EOFError
         return answer
 
-    export.HfApi, builtins.input = Hub, said
+    export.HfApi, builtins.input, export.say = Hub, said, shown.append
     try:
         export.main(["--to", "hub", "org/name", *words])
     except SystemExit as refused:
@@ -349,6 +349,7 @@ def merge() -> None:
 def test_nothing_is_sent_without_a_yes(project, merged, answer):
     asked, said = in_project(project, send, answer, "", MERGED)
     assert len(asked) == 1 and "org/name, private? [y/N]" in asked[0]
+    assert "\nmodel.safetensors\n" in asked[0]  # what would be sent
     assert said == "Nothing is sent."
 
 

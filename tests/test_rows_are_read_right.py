@@ -741,7 +741,8 @@ def test_the_preview_shows_what_is_trained_on_and_what_is_skipped(project, tmp_p
     terminal, page = in_project(project, shown, str(path))
     assert "▶a 🎉 & <b><|im_end|>◀" in terminal
     assert "row 6 is skipped: longer than max_length" in " ".join(terminal.split())
-    assert "trained to write" in terminal and "the chat template refuses" not in terminal
+    assert "the chat template refuses" not in terminal
+    assert "🎉" in terminal.partition("trained to write")[2]
     assert '<i class="on"' in page and "<script" not in page and "🎉" in page
     assert "row 7 is skipped: empty reply" in page and "trained on" in page
     assert "http" not in page  # nothing is fetched

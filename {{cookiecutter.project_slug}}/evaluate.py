@@ -15,7 +15,7 @@ Keys of config.yaml have the run's values, unless given. Stopped, the same comma
 import json
 import os
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.adapter import load_trained
 from sft.answers import Question, ask, score_of, to_question, without_thought, write_answers
 from sft.cache import CACHE, fingerprint
-from sft.card import renew_scores
+from sft.card import write_card
 from sft.chat_template import make_room
 from sft.checkpoints import UNSEALED, read_manifest
 from sft.collator import get_collator
@@ -106,7 +106,7 @@ def evaluate(argv: list[str]) -> Path:
             answers = ask(model, tokenizer, [questions[row] for row in rest], size)
             for at, answer in track(answers, name, len(questions), len(done), console=console):
                 loss = measure_loss(model, collate([examples[rest[at]]]))
-                done[rest[at]] = {"row": rest[at], **asdict(answer), **loss}
+                done[rest[at]] = {"row": rest[at], **answer, **loss}
                 with file.open("a", encoding="utf-8", newline="\n") as lines:
                     print(json.dumps(done[rest[at]]), file=lines)
             del model
@@ -122,7 +122,7 @@ def evaluate(argv: list[str]) -> Path:
     path.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     write_answers(questions, found, output_dir / "evaluation")
     if (output_dir / "final").is_dir():
-        renew_scores(output_dir / "final", output_dir, tokenizer)
+        write_card(output_dir / "final", output_dir, tokenizer, only_scores=True)
     say(f"   {path}; the answers: {path.with_suffix('.html')}, {path.with_suffix('.jsonl')}")
     return path
 

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
@@ -41,14 +41,6 @@ class Question:
     limit: int  # tokens that an answer may have
 
 
-@dataclass
-class Answer:
-    text: str
-    stopped: bool  # by itself, not at the limit of tokens
-    tokens: int
-    seconds: float  # its share of the time that its batch took
-
-
 def to_question(example: dict, tokenizer: Tokenizer, limit: int = 0) -> Question:
     """The last run of labels, and `input_ids` up to it; `limit` 0: twice its tokens and 16.
 
@@ -76,8 +68,11 @@ def score_of(answer: str, question: Question) -> float:
 @torch.no_grad()
 def ask(
     model: PreTrainedModel, tokenizer: Tokenizer, questions: list[Question], batch_size: int
-) -> Iterator[tuple[int, Answer]]:
+) -> Iterator[tuple[int, dict]]:
     """Each question's position, longest first, and its likeliest answer.
+
+    An answer has its `text`, whether it `stopped` by itself, not at the limit of tokens, how many
+    `tokens` it is, and `seconds`, its share of the time that its batch took.
 
     Prompts are padded on the left, so that each answer follows its prompt. `model` has the tokens
     of `stop_at`.
@@ -98,7 +93,7 @@ def ask(
             end = next((n for n, token in enumerate(ids[:limit], start=1) if token in ends), 0)
             ids = ids[: end or limit]
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            yield at, Answer(text, stopped=end > 0, tokens=len(ids), seconds=seconds)
+            yield at, {"text": text, "stopped": end > 0, "tokens": len(ids), "seconds": seconds}
     model.train(was_training)
 
 
@@ -118,14 +113,14 @@ class HeldOutAnswers(TrainerCallback):
         self.keeps_base &= not args.adapter.get("adapter_path")  # then it starts from that
         self.base = [] if self.keeps_base else self.ask()
 
-    def ask_both(self) -> dict[str, list[Answer]]:
+    def ask_both(self) -> dict[str, list[dict]]:
         """After training: the answers of the base and of the tuned model."""
         if self.keeps_base:
             with self.trainer.model.disable_adapter():
                 self.base = self.ask()
         return {"base": self.base, "tuned": self.ask()}
 
-    def ask(self) -> list[Answer]:
+    def ask(self) -> list[dict]:
         """The answers by the first process; others return []."""
         trainer, model = self.trainer, self.trainer.model
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -142,7 +137,7 @@ class HeldOutAnswers(TrainerCallback):
         """Adds the mean of sft/score.py's `score`, before best model and early stopping look."""
         if args.metric_for_best_model in ("score", "eval_score"):
             pairs = zip(self.ask(), self.questions, strict=False)
-            scores = [score_of(answer.text, question) for answer, question in pairs]
+            scores = [score_of(answer["text"], question) for answer, question in pairs]
             mean = [sum(scores) / len(scores) if scores else 0.0]  # no answers but the first's
             metrics["eval_score"] = broadcast_object_list(mean)[0]
             self.trainer.log({"eval_score": metrics["eval_score"]})
@@ -165,14 +160,11 @@ def write_answers(
     return rows
 
 
-def show_answers(
-    questions: list[Question], by_model: dict[str, list[Answer]], folder: Path
-) -> None:
+def show_answers(questions: list[Question], by_model: dict[str, list[dict]], folder: Path) -> None:
     """Print the answers of each model, and write them to answers.jsonl and answers.html."""
     if not any(by_model.values()):
         return
-    found = {name: [*map(asdict, answers)] for name, answers in by_model.items()}
-    for number, row in enumerate(write_answers(questions, found, folder / "answers"), start=1):
+    for number, row in enumerate(write_answers(questions, by_model, folder / "answers"), start=1):
         table = Table(title=f"Held-out row {number}", show_header=False, title_justify="left")
         table.add_row("prompt", Text(shortened(row["prompt"]), "grey62"))
         table.add_row("reference", Text(shortened(row["reference"]), "green"))

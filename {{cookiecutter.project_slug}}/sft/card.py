@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -17,29 +16,21 @@ SHOWN = 3  # answers
 SCORES = "\n## Scores\n"
 
 
-def write_card(folder: Path, home: Path, tokenizer: Tokenizer, readers: str = "") -> None:
-    """Write README.md into a model's folder, of the run in `home`; no path of a machine in it."""
-    with errors_reported():
-        card = card_of(folder, home, tokenizer, readers)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+def write_card(
+    folder: Path, home: Path, tokenizer: Tokenizer, readers: str = "", only_scores: bool = False
+) -> None:
+    """Write README.md into a model's folder, of the run in `home`; no path of a machine in it.
 
-
-def renew_scores(folder: Path, home: Path, tokenizer: Tokenizer) -> None:
-    """Write the scores, and the answers after them, into a card that may have been edited."""
+    `only_scores`: those, and the answers after them, of a card that may have been edited.
+    """
     file = folder / "README.md"
-    with errors_reported():
-        kept, heading, _ = file.read_text(encoding="utf-8").partition(SCORES)
-        if heading:
-            scores = card_of(folder, home, tokenizer, "").partition(SCORES)[2]
-            file.write_text(kept + heading + scores, encoding="utf-8")
-
-
-@contextmanager
-def errors_reported() -> Iterator[None]:
-    """A card that cannot be made, whatever the base's files hold, ends nothing else."""
     try:
-        yield
-    except Exception as error:
+        card = card_of(folder, home, tokenizer, readers)
+        if only_scores:
+            kept, heading, _ = file.read_text(encoding="utf-8").partition(SCORES)
+            card = kept + heading + (card.partition(SCORES)[2] if heading else "")
+        file.write_text(card, encoding="utf-8")
+    except Exception as error:  # whatever the base's files hold, it ends nothing else
         say(f"   No model card: {one_line(error)}")
 
 

@@ -362,7 +362,8 @@ class _Live(TorchDispatchMode):
     def __init__(self, there: Iterable[torch.Tensor], sizes: Sizes, labels: int = 0):
         super().__init__()
         self.sizes, self.labels = sizes, labels
-        self.alive = {address(tensor): None for tensor in there}
+        self.there = {address(tensor): tensor for tensor in there}  # or an address is used again
+        self.alive = dict.fromkeys(self.there)
         self.place, self.total, self.moments = ("start", None), Counter(), []
 
     def add(self, storage: int, key: tuple, size: float) -> None:
@@ -461,7 +462,8 @@ def model_on_meta(config, args: ProjectArguments) -> tuple[PreTrainedModel, int,
         for module in model.modules():
             if hasattr(getattr(module, "weight", None), "_quantize"):  # bitsandbytes' own
                 quantized += module.weight.numel()
-                module.weight.data = module.weight.data.to(dtype)
+                for parameter in module.parameters():  # as the files have them
+                    parameter.data = parameter.data.to(dtype)
                 module.weight._quantize("meta")
         model.hf_quantizer = quantizer
         quantizer.postprocess_model(model)
