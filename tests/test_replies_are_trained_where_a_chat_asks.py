@@ -213,6 +213,15 @@ def test_several_rounds_of_calls_are_trained_on(project, refusal):
     assert "Rome" in first and "umbrella" in second and last == f"Noted.{END}"
 
 
+def test_a_template_without_the_text_beside_calls_is_refused_with_what_to_do(project):
+    template = "{{ tools | tojson if tools }}" + CHATML.replace(
+        "{{ m.content }}", "{{ m.tool_calls[0].function | tojson if m.tool_calls else m.content }}"
+    )
+    messages = [*chat("user: Rain?"), asking("Let me see.", {"city": "Rome"})]
+    said = in_project(project, with_options, template, messages, {"tools": TOOLS})
+    assert said.endswith("message 2, which calls tools beside its text; take the text out")
+
+
 def test_calls_may_be_written_only_where_there_is_no_content(project):
     template = "{{ tools | tojson if tools }}" + CHATML.replace(
         "{{ m.content }}",
