@@ -1,5 +1,6 @@
 """A killed run goes on to the same end; accumulation and processes do not change what is learnt."""
 
+import errno
 import json
 import os
 import re
@@ -772,20 +773,29 @@ def test_run_json_names_the_card_that_is_used(project):
     assert "T4" not in in_project(project, machine_in_run_json, True)
 
 
-def ended_by_hand(interrupted: list) -> tuple:
+def ended_by(error: BaseException, *interrupted: str) -> object:
     from sft.config import run
 
     def main(_):
-        raise KeyboardInterrupt
+        raise error
 
-    with pytest.raises(SystemExit) as ended:
+    try:
         run(main, *interrupted)
-    return ended.value.code
+    except SystemExit as ended:
+        return ended.code
+    except OSError:
+        return "a traceback"
 
 
 def test_ctrl_c_ends_a_script_as_shells_expect(project):
-    assert in_project(project, ended_by_hand, []) == 128 + signal.SIGINT
-    assert in_project(project, ended_by_hand, ["Stopped."]) == "Stopped."
+    assert in_project(project, ended_by, KeyboardInterrupt()) == 128 + signal.SIGINT
+    assert in_project(project, ended_by, KeyboardInterrupt(), "Stopped.") == "Stopped."
+
+
+def test_a_full_disk_ends_a_script_in_a_sentence_and_a_fault_of_ours_in_a_traceback(project):
+    full, missing = OSError(errno.ENOSPC, "No space left", "outputs/a"), OSError(errno.ENOENT, "")
+    assert "'outputs/a': make room or permit it" in in_project(project, ended_by, full)
+    assert in_project(project, ended_by, missing) == "a traceback"
 
 
 WRONG = {
