@@ -198,6 +198,15 @@ def test_a_call_is_trained_on_like_text(project, name, content):
     assert "weather" in text and "Köln" in text and '\\"' not in text
 
 
+def test_a_template_is_given_the_id_of_a_call(project):
+    template = HERMES.replace("WRITTEN", "call.id ~ ' ' ~ (call.function | tojson)")
+    reply = asking(None, {"city": "Rome"})
+    reply["tool_calls"][0]["id"] = "call_1"
+    messages = [*chat("user: Rain?"), reply]
+    (text,) = in_project(project, trained, template, CONTROL, "</s>", messages, {"tools": TOOLS})
+    assert text.startswith("<tool_call>call_1 ")
+
+
 @pytest.mark.parametrize("refusal", ["", "{{ raise_exception('text and calls') }}"])
 def test_several_rounds_of_calls_are_trained_on(project, refusal):
     template = HERMES.replace("WRITTEN", WRITTEN["arguments as a mapping"])

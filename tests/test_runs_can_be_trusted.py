@@ -753,7 +753,7 @@ def test_a_run_ends_with_its_figures(project):
     assert figures["steps"] == "1" and float(figures["eval loss"]) > 0
 
 
-def machine_in_run_json(use_cpu: bool) -> str:
+def run_json(use_cpu: bool, *words: str) -> dict:
     from transformers import AutoTokenizer
 
     from sft import report
@@ -761,16 +761,21 @@ def machine_in_run_json(use_cpu: bool) -> str:
     from sft.machine import Card
 
     report.find_card = lambda: Card(name="T4", gib=15, bf16=False, tf32=False)
-    args, training_args = load_config(["--use_cpu=true"])
+    args, training_args = load_config(["--use_cpu=true", *words])
     training_args.use_cpu = use_cpu
     Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
     report.write_run(training_args, args, {}, AutoTokenizer.from_pretrained("twin"))
-    return json.loads(Path(training_args.output_dir, "run.json").read_text())["machine"]
+    return json.loads(Path(training_args.output_dir, "run.json").read_text())
 
 
 def test_run_json_names_the_card_that_is_used(project):
-    assert "T4" in in_project(project, machine_in_run_json, False)
-    assert "T4" not in in_project(project, machine_in_run_json, True)
+    assert "T4" in in_project(project, run_json, False)["machine"]
+    assert "T4" not in in_project(project, run_json, True)["machine"]
+
+
+def test_run_json_has_values_that_are_none_of_json(project):
+    found = in_project(project, run_json, True, "--chat_template_kwargs={today: 2026-01-31}")
+    assert found["settings"]["chat_template_kwargs"] == {"today": "2026-01-31"}
 
 
 def ended_by(error: BaseException, *interrupted: str) -> object:
