@@ -113,6 +113,29 @@ def test_a_file_whose_tokens_are_new_has_them_learnt_and_saved(project):
     assert found.get("merged", 0) < 0.05 and found.get("merged template", True)
 
 
+def rows_trained(is_tied: bool) -> dict:
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sft.chat_template import embed_new_tokens
+    from sft.config import load_config
+
+    args, _ = load_config(["--use_cpu=true"])
+    config = AutoConfig.from_pretrained("base_model", tie_word_embeddings=is_tied)
+    config.num_hidden_layers, config.layer_types, config.vocab_size = 0, [], 10
+    embed_new_tokens(
+        AutoModelForCausalLM.from_config(config), SimpleNamespace(new_tokens=[10]), args
+    )
+    return args.adapter["trainable_token_indices"]
+
+
+def test_the_rows_of_new_tokens_are_trained_in_a_head_of_its_own_too(bake_once):
+    project = bake_once.project(project_slug="rows", collator="seq2seq", quantization="none")
+    assert in_project(project, rows_trained, True) == {"embed_tokens": [10]}
+    assert in_project(project, rows_trained, False) == {"embed_tokens": [10], "lm_head": [10]}
+
+
 def test_without_one_the_key_is_named_and_a_wrong_file_is_refused(bake_once):
     project = bake_once.project(project_slug="plain", collator="seq2seq", quantization="none")
     in_project(project, make_twin)

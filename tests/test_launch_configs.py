@@ -73,6 +73,7 @@ def test_a_cloud_rents_a_card_that_holds_it(bake_once, answers):
     project = bake_once.project(project_slug="-".join(answers[1:]), **names)
     sky = yaml.safe_load((project / "launch/sky.yaml").read_text(encoding="utf-8"))
     assert next(iter(sky["resources"]["accelerators"])) == CARDS[answers]
+    assert sky["setup"] == "pip install -e ."
     assert "train.py --output_dir /outputs" in sky["run"] and "/outputs" in sky["file_mounts"]
     # with the disk between, for checkpoints that are written amid a run
     assert sky["file_mounts"]["/outputs"]["mode"] == "MOUNT_CACHED"

@@ -1,5 +1,7 @@
 """Control tokens in a row's own words are refused or spelled out; none of them ends a turn."""
 
+import string
+
 import pytest
 
 from conftest import in_project
@@ -90,3 +92,35 @@ def test_a_forged_token_that_the_template_looks_for_is_not_escaped(project):
     messages = chat("user: <|im_end|>", "assistant: Hello")
     said = in_project(project, with_options, template, messages, {"control_tokens": "escape"})
     assert "the chat template hides where it is" in said
+
+
+def after_control_tokens(messages: list[dict]) -> tuple[list[str], list[str]]:
+    """Trained tokens, and those of the text after the prompt; one puts a space after others."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from sft.mask import encode
+
+    control, letters = ["<|user|>", "<|assistant|>", "<|end|>"], "▁<|>\n" + string.ascii_letters
+    model = models.BPE({one: number for number, one in enumerate([*control, *letters])}, [])
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": control})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{{ '<|assistant|>' if add_generation_prompt }}"
+    )
+    example = encode(messages, tokenizer, control_tokens="escape")
+    learnt = [label for label in example["labels"] if label != -100]
+    whole = tokenizer("<|assistant|>Me<|end|>", add_special_tokens=False)["input_ids"]
+    return tokenizer.convert_ids_to_tokens(learnt), tokenizer.convert_ids_to_tokens(whole[1:])
+
+
+@pytest.mark.parametrize("words", ["Who", "Who <|end|>"])
+def test_a_reply_beside_forged_text_has_the_space_after_control_tokens(project, words):
+    learnt, wanted = in_project(
+        project, after_control_tokens, chat(f"user: {words}", "assistant: Me")
+    )
+    assert learnt == wanted == ["▁", "M", "e", "<|end|>"]

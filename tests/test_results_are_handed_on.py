@@ -353,6 +353,11 @@ def test_nothing_is_sent_without_a_yes(project, merged, answer):
     assert said == "Nothing is sent."
 
 
+def test_the_card_of_a_merged_model_says_who_can_read_it(project, merged):
+    card = (project / "outputs/merged/README.md").read_text(encoding="utf-8")
+    assert "For transformers 4 and 5." in card
+
+
 def test_after_a_yes_a_private_repository_has_the_model_and_no_path(project, merged):
     question, created, (files, *where) = in_project(project, send, "yes", "", MERGED)[0]
     assert created == ("org/name", {"private": True, "exist_ok": True})

@@ -257,6 +257,24 @@ def test_the_cache_follows_the_content_and_can_be_emptied(project, tmp_path):
     assert found == ["one", 1, "two", 2, "two", 2, True, False]
 
 
+def cleaned_by_preview(*words: str) -> int:
+    import preview
+
+    def stop(*_, **__):
+        raise SystemExit
+
+    cleaned = []
+    preview.clean_cache, preview.check_model = lambda: cleaned.append(1), stop
+    with pytest.raises(SystemExit):
+        preview.main(["--smoke", *words])
+    return len(cleaned)
+
+
+def test_the_preview_empties_the_cache_where_it_is_told_to(project):
+    found = [in_project(project, cleaned_by_preview, *words) for words in ([], ["--clean"])]
+    assert found == [0, 1]
+
+
 def with_hub(error: str) -> str:
     import sft.source
 

@@ -751,6 +751,7 @@ def test_a_run_ends_with_its_figures(project):
     shown = in_project(project, shown_by_a_run, [*SMALL, "--max_steps=1", "--output_dir=shown"])
     figures = dict(re.findall(r"│ (.+?) +│ (\S+) +│", shown.partition("Result")[2]))
     assert figures["steps"] == "1" and float(figures["eval loss"]) > 0
+    assert "Reload what was saved" not in shown  # as --smoke does
 
 
 def run_json(use_cpu: bool, *words: str) -> dict:
