@@ -4,6 +4,7 @@ import builtins
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -353,9 +354,14 @@ def test_nothing_is_sent_without_a_yes(project, merged, answer):
     assert said == "Nothing is sent."
 
 
-def test_the_card_of_a_merged_model_says_who_can_read_it(project, merged):
-    card = (project / "outputs/merged/README.md").read_text(encoding="utf-8")
-    assert "For transformers 4 and 5." in card
+def card_of_a_merge() -> str:
+    shutil.rmtree("outputs/merged", ignore_errors=True)
+    merge()
+    return Path("outputs/merged/README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_a_merged_model_says_who_can_read_it(project):
+    assert "For transformers 4 and 5." in in_project(project, card_of_a_merge)
 
 
 def test_after_a_yes_a_private_repository_has_the_model_and_no_path(project, merged):
