@@ -25,7 +25,7 @@ from rich.progress import Progress
 TEMPLATE = Path(__file__).resolve().parent.parent
 MODELS = TEMPLATE / "templates" / "base_model"
 MENUS = json.loads((TEMPLATE / "cookiecutter.json").read_text(encoding="utf-8"))
-BASE_MODELS = [model for model in MENUS["base_model"] if model != "other"]  # none by itself
+BASE_MODELS = [model for model in MENUS["base_model"] if model != "other"]  # which is no model
 COUNT = """
 import sys
 from sft import count

@@ -107,7 +107,7 @@ def main() -> int:
 
 
 def place_in_draw(fault: Fault, seed: int) -> str:
-    """By its own line alone: an edit elsewhere leaves the draw as it is."""
+    """By its line (and the next, where a key is dropped): other edits leave the draw as it is."""
     text = (TEMPLATE / fault.file).read_bytes()
     start, end = text.rfind(b"\n", 0, fault.start) + 1, text.find(b"\n", fault.end)
     before, after = text[start : fault.start], text[fault.start : end]

@@ -161,6 +161,31 @@ def counted_both_ways(shape: dict) -> tuple[list[int], list[int]]:
     return few, peaks()
 
 
+def phases_of(shape: dict) -> list[str]:
+    """The phases of a counted step, in their order."""
+    from itertools import groupby
+
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from sft import count
+    from sft.config import load_config
+
+    seen = []
+    count._at_full_depth = lambda moments, _: seen.append([at[0] for at, _ in moments])
+    config = CONFIG_MAPPING[shape["model_type"]].from_dict(shape)
+    count.count(config, *load_config(["--use_cpu=true", "--bf16=true"]), [])
+    return [phase for phase, _ in groupby(seen[-1])]
+
+
+def test_what_is_computed_between_two_layers_is_not_of_the_loss(bake_once):
+    project = bake_once.project(quantization="none", collator="seq2seq", project_slug="kinds")
+    of_layers = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 1024}
+    shape = {"model_type": "gemma3n_text", **SMALL, **of_layers, "num_kv_shared_layers": 0}
+    shape |= {"layer_types": ["full_attention"] * 6, "activation_sparsity_pattern": [0.0] * 6}
+    found = in_project(project, phases_of, {**shape, "laurel_rank": 8})
+    assert found == ["start", "forward", "loss", "backward", "embeddings"]
+
+
 def counted_after_one_is_gone() -> float:
     import torch
 

@@ -198,6 +198,14 @@ def test_a_call_is_trained_on_like_text(project, name, content):
     assert "weather" in text and "Köln" in text and '\\"' not in text
 
 
+@pytest.mark.parametrize("given", [{}, "{}"])
+def test_a_call_without_arguments_is_trained_on(project, given):
+    template = HERMES.replace("WRITTEN", WRITTEN["arguments as JSON text"])
+    messages = [*chat("user: Rain?"), asking(None, given)]
+    (text,) = in_project(project, trained, template, CONTROL, "</s>", messages, {"tools": TOOLS})
+    assert text == f"<tool_call>weather {{}}</tool_call>{END}"
+
+
 def test_a_template_is_given_the_id_of_a_call(project):
     template = HERMES.replace("WRITTEN", "call.id ~ ' ' ~ (call.function | tojson)")
     reply = asking(None, {"city": "Rome"})

@@ -355,6 +355,7 @@ def test_nothing_is_sent_without_a_yes(project, merged, answer):
 
 
 def card_of_a_merge() -> str:
+    """Merged once more: make mutants runs a test where it has seen it run what is broken."""
     shutil.rmtree("outputs/merged", ignore_errors=True)
     merge()
     return Path("outputs/merged/README.md").read_text(encoding="utf-8")
@@ -449,6 +450,10 @@ def test_scores_come_into_an_edited_card_and_go_with_their_model(project):
     os.utime(project / "outputs/summary.json", ns=(later, later))  # as a longer run leaves it
     in_project(project, write_again, "outputs/final")
     assert "`python evaluate.py` has not been run" in card.read_text()
+    card.write_text("Mine alone.")
+    in_project(project, score)
+    assert card.read_text() == "Mine alone."
+    in_project(project, write_again, "outputs/final")
 
 
 def test_a_card_of_the_base_that_nobody_can_read_ends_nothing(project):

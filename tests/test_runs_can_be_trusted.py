@@ -751,7 +751,7 @@ def test_a_run_ends_with_its_figures(project):
     shown = in_project(project, shown_by_a_run, [*SMALL, "--max_steps=1", "--output_dir=shown"])
     figures = dict(re.findall(r"│ (.+?) +│ (\S+) +│", shown.partition("Result")[2]))
     assert figures["steps"] == "1" and float(figures["eval loss"]) > 0
-    assert "Reload what was saved" not in shown  # as --smoke does
+    assert "Reload what was saved" not in shown  # only --smoke does that
 
 
 def run_json(use_cpu: bool, *words: str) -> dict:
@@ -774,7 +774,7 @@ def test_run_json_names_the_card_that_is_used(project):
     assert "T4" not in in_project(project, run_json, True)["machine"]
 
 
-def test_run_json_has_values_that_are_none_of_json(project):
+def test_run_json_has_values_that_json_does_not_know(project):
     found = in_project(project, run_json, True, "--chat_template_kwargs={today: 2026-01-31}")
     assert found["settings"]["chat_template_kwargs"] == {"today": "2026-01-31"}
 

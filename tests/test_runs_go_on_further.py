@@ -68,8 +68,10 @@ def test_an_empty_list_is_no_other_setting(project):
     text = config.read_text(encoding="utf-8")
     config.write_text(f"{text}modules_to_save: []\n", encoding="utf-8")
     words = [*SMALL, *LORA, "--output_dir=empty", "--adapter_path=first/final", "--max_steps=1"]
-    assert all(in_project(project, train, words)["started"].values())
-    config.write_text(text, encoding="utf-8")
+    try:
+        assert all(in_project(project, train, words)["started"].values())
+    finally:
+        config.write_text(text, encoding="utf-8")
 
 
 OTHERS = {

@@ -21,14 +21,16 @@ def write_card(
 ) -> None:
     """Write README.md into a model's folder, of the run in `home`; no path of a machine in it.
 
-    `only_scores`: those, and the answers after them, of a card that may have been edited.
+    `only_scores` renews those, and the answers after them, of a card that may have been edited.
     """
     file = folder / "README.md"
     try:
+        edited = file.read_text(encoding="utf-8") if only_scores else ""
+        if only_scores and SCORES not in edited:
+            return
         card = card_of(folder, home, tokenizer, readers)
         if only_scores:
-            kept, heading, _ = file.read_text(encoding="utf-8").partition(SCORES)
-            card = kept + heading + (card.partition(SCORES)[2] if heading else "")
+            card = edited.partition(SCORES)[0] + SCORES + card.partition(SCORES)[2]
         file.write_text(card, encoding="utf-8")
     except Exception as error:  # whatever the base's files hold, it ends nothing else
         say(f"   No model card: {one_line(error)}")

@@ -462,7 +462,7 @@ def model_on_meta(config, args: ProjectArguments) -> tuple[PreTrainedModel, int,
         for module in model.modules():
             if hasattr(getattr(module, "weight", None), "_quantize"):  # bitsandbytes' own
                 quantized += module.weight.numel()
-                for parameter in module.parameters():  # as the files have them
+                for parameter in module.parameters():  # as loading casts them
                     parameter.data = parameter.data.to(dtype)
                 module.weight._quantize("meta")
         model.hf_quantizer = quantizer
