@@ -57,8 +57,10 @@ def to_conversation(row: dict, args: DatasetArguments) -> dict:
     ValueError says which column is not text, or that the prompt's are empty.
     """
     *of_prompt, answer = columns(args)
-    texts = {column: to_text(row, column, int | float) for column in of_prompt if column in row}
-    if not any(text.strip() for text in texts.values()):
+    texts = {
+        column: to_text(row, column, int | float) if column in row else "" for column in of_prompt
+    }
+    if not any(map(str.strip, texts.values())):
         missing = [column for column in of_prompt if column not in row]
         raise ValueError(f"column {missing[0]!r} is null, not text" if missing else "empty prompt")
     texts[answer] = to_text(row, answer, int)
@@ -80,7 +82,7 @@ def to_text(row: dict, column: str, numbers: type | UnionType) -> str:
 
 def write_prompt(template: str, texts: dict, parts: tuple = ("\n\n", "\n")) -> str:
     """The template filled in, without the paragraphs and lines whose columns are all empty."""
-    if not parts:
+    if not parts or all(map(str.strip, texts.values())):  # none is empty
         fields = parse(template)
         return "".join(literal + texts.get(column, "") for literal, column, _, _ in fields)
     written = []
@@ -97,10 +99,10 @@ def typed_message(read: Callable[[str], str], args: DatasetArguments) -> str:
     Raises:
         EOFError: all are empty.
     """
-    texts = {}
-    for column in columns(args)[:-1]:
+    texts, of_prompt = {}, columns(args)[:-1]
+    for column in of_prompt:
         with suppress(EOFError):
             texts[column] = read(column)
     if not texts:
         raise EOFError
-    return write_prompt(args.prompt_template, texts)
+    return write_prompt(args.prompt_template, dict.fromkeys(of_prompt, "") | texts)

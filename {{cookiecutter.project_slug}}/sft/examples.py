@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow
 import tokenizers
 import transformers
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import sft.format
@@ -20,21 +20,8 @@ from sft.hold_out import choose_held_out, hash_text
 from sft.mask import encode_batch
 from sft.mixture import SOURCE
 from sft.row_report import RowReport, refuse_too_many
+from sft.table import FEATURES, to_table
 
-FEATURES = Features(
-    {
-        "row": Value("int32"),  # the position of the row that it is of, from 0
-        "title": Value("string"),  # for people: "row 1", or "row 1, example 2 of 3"
-        "input_ids": List(Value("int32")),
-        "labels": List(Value("int32")),
-        "length": Value("int32"),  # of both; 0 where the row is skipped
-        "trained": Value("int32"),  # tokens with a label
-        "reason": Value("string"),  # why it is skipped, or ""
-        "shortened": Value("bool"),
-        "source": Value("string"),  # which of several it is from, or ""
-        "text_hash": Value("int64"),  # rows that say the same share it
-    }
-)
 ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
 
 
@@ -109,18 +96,17 @@ def _encode_batch(
     sources = batch.get(SOURCE, [""] * len(positions))
     these = zip(positions, sources, conversations, of_rows, strict=True)
     for position, source, conversation, found in these:
-        row = {"row": position, "title": f"row {position + 1}", "source": source}
-        row |= {"reason": "", "text_hash": 0}
+        reason, text_hash = "", 0
         if isinstance(found, ValueError):
-            row["reason"], found = str(found), [{"input_ids": [], "labels": [], "shortened": False}]
+            reason, found = str(found), [{"input_ids": [], "labels": [], "shortened": False}]
         else:
-            row["text_hash"] = hash_text(conversation["messages"])
+            text_hash = hash_text(conversation["messages"])
         for number, example in enumerate(found, start=1):
-            example, labels = row | example, example["labels"]
-            example |= {"length": len(labels), "trained": len(labels) - labels.count(-100)}
-            example["title"] += f", example {number} of {len(found)}" if len(found) > 1 else ""
-            examples.append(example)
-    return pyarrow.Table.from_pylist(examples, FEATURES.arrow_schema)
+            title = f"row {position + 1}"
+            title += f", example {number} of {len(found)}" if len(found) > 1 else ""
+            row = {"row": position, "title": title, "source": source, "reason": reason}
+            examples.append({**example, **row, "text_hash": text_hash})
+    return to_table(examples)
 
 
 def _name(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:

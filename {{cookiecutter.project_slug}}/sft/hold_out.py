@@ -12,7 +12,7 @@ SKIPPED = (string.punctuation + string.whitespace).encode()
 
 def hash_text(messages: list[dict]) -> int:
     """A number for what a conversation says, without case and ASCII's blanks and punctuation."""
-    text = "".join(str(turn[key]) for turn in messages for key in sorted(turn))
+    text = "".join([str(turn[key]) for turn in messages for key in sorted(turn)])
     letters = text.casefold().encode().translate(None, SKIPPED)
     return int.from_bytes(hashlib.blake2b(letters, digest_size=8).digest(), signed=True)
 

@@ -4,6 +4,7 @@ import numpy as np
 from datasets import Dataset
 
 from sft.config import ProjectArguments
+from sft.table import column
 
 ADVICE = {
     "longer than max_length": "raise max_length, or set truncation_mode",
@@ -59,12 +60,6 @@ class RowReport:
             counts["trained tokens"] = self.trained.sum()
             counts["% of all tokens"] = round(100 * self.trained.sum() / self.lengths.sum())
         return {name: f"{count:,}" for name, count in counts.items()}
-
-
-def column(examples: Dataset, name: str) -> np.ndarray:
-    """A column, read at once and without the tokens: datasets gathers it row by row."""
-    values = examples.data.column(name).to_numpy()
-    return values if examples._indices is None else values[examples._indices.column(0).to_numpy()]
 
 
 def refuse_too_many(split: str, report: RowReport, args: ProjectArguments) -> None:

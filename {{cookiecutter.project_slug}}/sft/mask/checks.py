@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import lru_cache
 from unicodedata import category
 
 from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings
@@ -11,6 +12,7 @@ INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers that Unicode counts as l
 # keys of a message that say whether it is trained on, and what reads like one
 SWITCHES = ("weight", "loss", "loss_mask", "train", "training", "trainable")
 SWITCH = re.compile(r"(?:^|[\W_])(?:weight|loss|train|mask|learn)", re.IGNORECASE)
+reads_like_switch = lru_cache(SWITCH.search)
 ROLES = (*INSTRUCTIONS, "user", "assistant", "tool")
 
 
@@ -57,7 +59,7 @@ def weighted_replies(messages: list[dict]) -> list[int]:
     for at, message in enumerate(messages):
         if message.get("role") != "assistant":
             continue
-        marks = {key: value for key, value in message.items() if SWITCH.search(key)}
+        marks = {key: value for key, value in message.items() if reads_like_switch(key)}
         for key, value in marks.items():
             if key not in SWITCHES or value not in (0, 1):
                 detail = f"message {at + 1} has {key}: {value!r}"
@@ -69,7 +71,10 @@ def weighted_replies(messages: list[dict]) -> list[int]:
 
 def is_blank(text: str) -> bool:
     """Whether nothing of it can be seen: neither letter, number, punctuation nor symbol."""
-    return not any(category(one)[0] in "LNPS" and one not in INVISIBLE for one in text)
+    for one in text:
+        if category(one)[0] in "LNPS" and one not in INVISIBLE:
+            return False
+    return True
 
 
 def check_prompt(row: Row, settings: Settings) -> None:
@@ -78,7 +83,7 @@ def check_prompt(row: Row, settings: Settings) -> None:
     Raises:
         MaskError: one is not, since templates drop what they do not know.
     """
-    contents = "\n".join(message.get("content") or "" for message in row.messages)
+    contents = "\n".join([message.get("content") or "" for message in row.messages])
     text = row.prompt if row.is_prompted else row.full
     unclear, lost = [], []
     for at, message in enumerate(row.messages[:-1]):
@@ -115,6 +120,10 @@ def hide_control_tokens(row: Row, settings: Settings) -> None:
         MaskError: there are some, and they are to be refused.
     """
     special, found = settings.special, []
+    row.safe_messages, row.safe_prompt, row.safe_full = row.messages, row.prompt, row.full
+    words = [words for message in row.messages for words in message.values()]
+    if not row.extra and {*map(type, words)} == {str} and not special.search("\n".join(words)):
+        return  # mostly, and found in less time
 
     def hidden(words):
         """Texts, also those inside lists and mappings, without control tokens."""
@@ -126,15 +135,15 @@ def hide_control_tokens(row: Row, settings: Settings) -> None:
             return {key: hidden(value) for key, value in words.items()}
         return [hidden(value) for value in words] if isinstance(words, list) else words
 
-    row.safe_messages, row.safe_prompt, row.safe_full = [], row.prompt, row.full
+    safe = []
     for number, message in enumerate([row.extra, *row.messages]):
-        row.safe_messages.append(hidden(message))
+        safe.append(hidden(message))
         if found and (number == 0 or settings.control_tokens == "refuse"):
             where = f"message {number}" if number else "tools"
             detail = f"{where} holds {found[0]}, which forges a turn"
             raise MaskError("control token in the text", detail)
-    row.safe_messages = row.safe_messages[1:] if found else row.messages
     if found:
+        row.safe_messages = safe[1:]
         (row.safe_full,) = render([row.safe_messages], settings, row)
         row.safe_prompt = row.safe_full[: len(row.prompt)]
         if row.is_prompted:

@@ -32,6 +32,7 @@ class Row:
     parts: Sequence["Row"] = ()  # one for each reply, where one text does not serve all
     trained: Sequence[int] = ()  # positions of the replies to train on
     is_prompted: bool = False  # whether a chat prompts for the last reply: not after another
+    forms: Sequence[list[dict]] = ()  # in which the template may read the last reply
     prompt: str = ""  # as inference asks for it, or the text before it
     full: str = ""  # the conversation with that reply
     # all again, with the control tokens in the row's own words hidden

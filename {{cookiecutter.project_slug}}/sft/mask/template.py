@@ -107,11 +107,13 @@ def render_rows(rows: list[Row], settings: Settings) -> None:
         number, row = numbered
         return number // ROWS_IN_A_CALL, row.is_prompted, repr(row.extra)  # True is no 1 there
 
+    for row in rows:
+        row.forms = forms(row.messages)
     numbered = enumerate(row for row in rows if len(row.messages) > 1)
     for _, these in groupby(numbered, alike):
         some = [row for _, row in these]
         with suppress(ValueError, TooSlow):  # `render_row` finds out whose it is
-            found = _render_pairs([next(forms(row.messages)) for row in some], some[0], settings)
+            found = _render_pairs([row.forms[0] for row in some], some[0], settings)
             for row, pair in zip(some, found, strict=True):
                 row.prompt, row.full = pair
 
@@ -133,7 +135,7 @@ def render_row(row: Row, settings: Settings) -> None:
         MaskError: there is no such form, and the template does not prompt for a thought either.
     """
     refusal, with_thought, prompt, full = None, None, row.prompt, row.full
-    for number, messages in enumerate(forms(row.messages)):
+    for number, messages in enumerate(row.forms):
         try:
             if number or not full:  # not rendered yet
                 ((prompt, full),) = _render_pairs([messages], row, settings)
@@ -173,7 +175,9 @@ def _refusal(missing: str, reply: dict, number: int, settings: Settings) -> Mask
 
 def diverges_at(prompt: str, full: str) -> int:
     """Where `full` differs from the prompt: after all of it, or before a tag that is another."""
-    at = len(prompt) if full.startswith(prompt) else common_length(prompt, full)
+    if full.startswith(prompt):
+        return len(prompt)
+    at = common_length(prompt, full)
     tags = TAG.finditer(prompt, max(0, at - 40))
     return next((tag.start() for tag in tags if tag.start() < at < tag.end()), at)
 
@@ -189,25 +193,26 @@ def common_length(one: str, other: str) -> int:
     return bisect(lengths, False, key=lambda length: one[:length] != other[:length])
 
 
-def forms(messages: list[dict]) -> Iterator[list[dict]]:
+def forms(messages: list[dict]) -> list[list[dict]]:
     """The conversation in each form that its last reply and its calls can have; mostly one.
 
     Thoughts of earlier replies stay as they are: they are what inference is given.
     """
     *earlier, reply = messages
     thought, answer = thought_of(reply)
-    has_calls = any("tool_calls" in message for message in messages)
+    has_calls = [message for message in messages if "tool_calls" in message]
     if not thought and not has_calls:
-        yield messages
-        return
+        return [messages]
+    found = []
     as_text, empty = ((False, True), ("", None)) if has_calls else ((False,), ("",))
     for how in product(as_text, empty):
         before = [_with_calls(one, *how) for one in earlier]
         if thought:
             in_field = {**reply, "content": answer, **dict.fromkeys(FIELDS, thought)}
-            yield [*before, _with_calls(in_field, *how)]
+            found.append([*before, _with_calls(in_field, *how)])
         if answer != reply.get("content", "") or not thought:  # it is in the content
-            yield [*before, _with_calls(reply, *how)]
+            found.append([*before, _with_calls(reply, *how)])
+    return found
 
 
 def _with_calls(reply: dict, as_text: bool, empty: str | None) -> dict:
@@ -253,8 +258,8 @@ def missing_part(reply: dict, text: str) -> str:
     thought, answer = thought_of(reply)
     if answer.strip() not in text:
         return "thought" if "</think>" in answer else "answer"
-    thoughts = [reply[key] for key in reply if FIELD.search(key)]
-    if any(isinstance(one, str) and one.strip() not in text for one in [thought, *thoughts]):
+    thoughts = [thought, *[reply[key] for key in reply if FIELD.search(key)]]
+    if [one for one in thoughts if isinstance(one, str) and one.strip() not in text]:
         return "thought"
     for call in reply.get("tool_calls") or []:
         name, given = call["function"]["name"], call["function"]["arguments"]

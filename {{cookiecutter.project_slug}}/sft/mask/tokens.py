@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from itertools import compress, count, pairwise
-from operator import itemgetter
 
 from sft.mask.conversation import ROWS_IN_A_CALL, MaskError, Row, Settings, Span, any_of
 
@@ -63,17 +62,16 @@ def _tokens(row: Row, settings: Settings) -> list[Span]:
     tokens = [*any_of(frozenset(names)).finditer(row.text)]
     if [token[0] for token in tokens] != names:
         return []
-    spans = [token.span() for token in tokens]
-    found, ends = [], {len(row.text): len(row.ids)}
-    ends |= {end: place + 1 for (_, end), place in zip(spans, places, strict=True)}
+    stops = [token.end() for token in tokens]
+    found, ends = [], {len(row.text): len(row.ids) - 1} | dict(zip(stops, places, strict=True))
     for start, stop in row.replies:
-        number = bisect_right(spans, start, key=itemgetter(1))
-        at, place = (spans[number - 1][0], places[number - 1]) if number else (0, 0)
+        number = bisect_right(stops, start)
+        at, place = (tokens[number - 1].start(), places[number - 1]) if number else (0, 0)
         prompt = settings.ids_of(row.text[at:start])
         first = place + len(prompt)
         if row.ids[place:first] != prompt or stop not in ends:
             return []
-        found.append((first, ends[stop]))
+        found.append((first, ends[stop] + 1))
     return found
 
 
