@@ -67,7 +67,7 @@ $(HANDOVER)/installed: | $(VENV)/installed
 		transformers==4.57.6 "huggingface_hub<1" tokenizers==0.22.1
 	@touch $@
 
-# the memory of a training step, counted for every base model and structure; half an hour
+# the memory of a training step, counted for every base model and structure; a quarter of an hour
 memory: $(VENV)/installed
 	$(BIN)/python bench/counts.py
 

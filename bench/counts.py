@@ -1,6 +1,6 @@
 """Count the memory of a training step for every base model and structure of the menus.
 
-    make memory                                  all of them, on every core: about half an hour
+    make memory                                  all of them, on every core: a quarter of an hour
     .venv/bin/python bench/counts.py --only Qwen/Qwen3-8B
 
 A project of each structure counts its own code (sft/count.py) with the config.json of each base

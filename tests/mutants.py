@@ -366,9 +366,9 @@ profile.enable()
 
 
 class Recorder(Failures):
-    """Which functions of a generated project each test runs, in how many seconds.
+    """Which functions of a generated project each test runs, and for how many seconds.
 
-    Of the CPU, or on the clock where it waits.
+    These are the CPU's, or those on the clock where the test waits.
 
     Scripts that a test starts as commands count as well: each Python records itself.
     """
