@@ -99,7 +99,7 @@ def order_of_rows(options: list) -> tuple[list, list]:
     """Lengths of the rows as training takes them, and as the collator's sampler has them."""
     import train
     from sft.collator import EvenSampler
-    from sft.table import column
+    from sft.row_report import column
 
     seen = []
 
@@ -127,7 +127,7 @@ def test_rows_come_in_the_order_that_the_collator_wants(project):
 def sampler_of(options: list) -> tuple[str, list, list]:
     """The class of the training sampler and the lengths that it has, beside the rows' own."""
     import train
-    from sft.table import column
+    from sft.row_report import column
 
     seen = []
 

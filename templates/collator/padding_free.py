@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from sft.attention import attend_by_example
 from sft.config import ProjectArguments
 from sft.isolation import refuse_mixing
-from sft.table import column
+from sft.row_report import column
 
 
 def get_collator(tokenizer: Tokenizer, model: PreTrainedModel) -> "PaddingFreeCollator":

@@ -3,6 +3,7 @@
 import gc
 import os
 from dataclasses import fields
+from itertools import chain
 
 import numpy as np
 import pyarrow
@@ -19,8 +20,7 @@ from sft.format import DatasetArguments, mask_options, to_conversation
 from sft.hold_out import choose_held_out, hash_text
 from sft.mask import encode_batch
 from sft.mixture import SOURCE
-from sft.row_report import RowReport, refuse_too_many
-from sft.table import FEATURES, to_table
+from sft.row_report import FEATURES, RowReport, refuse_too_many
 
 ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
 
@@ -106,7 +106,19 @@ def _encode_batch(
             title += f", example {number} of {len(found)}" if len(found) > 1 else ""
             row = {"row": position, "title": title, "source": source, "reason": reason}
             examples.append({**example, **row, "text_hash": text_hash})
-    return to_table(examples)
+    return _to_table(examples)
+
+
+def _to_table(examples: list[dict]) -> pyarrow.Table:
+    """Examples that have `FEATURES` but for `length` and `trained`, which are counted here."""
+    columns = {name: [example[name] for example in examples] for name in examples[0]}
+    columns["length"] = [*map(len, columns["labels"])]
+    borders = np.cumsum([0, *columns["length"]], dtype=np.int32)
+    for name in ("input_ids", "labels"):  # Arrow by itself takes twice the time for lists of lists
+        tokens = np.fromiter(chain.from_iterable(columns[name]), np.int32, borders[-1])
+        columns[name] = pyarrow.ListArray.from_arrays(borders, tokens)
+    trained = np.cumsum(np.append(0, tokens != -100))[borders]
+    return pyarrow.table(columns | {"trained": np.diff(trained)}, FEATURES.arrow_schema)
 
 
 def _name(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:

@@ -116,7 +116,8 @@ def plain_row(row: dict) -> dict:
 def plain(value: object) -> object:
     """A value of a row: JSON is read, and the nulls that Arrow fills in are left out."""
     if isinstance(value, bytes):
-        return PLAIN.scan_once(value.decode(), 0)[0]  # json.loads takes twice the time
+        value, _ = PLAIN.raw_decode(value.decode())  # faster than json.loads, which guesses
+        return value
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items() if one is not None}
     return [*map(plain, value)] if isinstance(value, list) else value

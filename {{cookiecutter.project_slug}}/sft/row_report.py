@@ -1,11 +1,24 @@
 """How many rows are used, and which are skipped and why."""
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 from sft.config import ProjectArguments
-from sft.table import column
 
+FEATURES = Features(
+    {
+        "row": Value("int32"),  # the position of the row that it is of, from 0
+        "title": Value("string"),  # for people: "row 1", or "row 1, example 2 of 3"
+        "input_ids": List(Value("int32")),
+        "labels": List(Value("int32")),
+        "length": Value("int32"),  # of both; 0 where the row is skipped
+        "trained": Value("int32"),  # tokens with a label
+        "reason": Value("string"),  # why it is skipped, or ""
+        "shortened": Value("bool"),
+        "source": Value("string"),  # which of several it is from, or ""
+        "text_hash": Value("int64"),  # rows that say the same share it
+    }
+)
 ADVICE = {
     "longer than max_length": "raise max_length, or set truncation_mode",
     "control token in the text": "set control_tokens to escape",
@@ -60,6 +73,12 @@ class RowReport:
             counts["trained tokens"] = self.trained.sum()
             counts["% of all tokens"] = round(100 * self.trained.sum() / self.lengths.sum())
         return {name: f"{count:,}" for name, count in counts.items()}
+
+
+def column(examples: Dataset, name: str) -> np.ndarray:
+    """A column, read at once and without the tokens: datasets gathers it row by row."""
+    values = examples.data.column(name).to_numpy()
+    return values if examples._indices is None else values[examples._indices.column(0).to_numpy()]
 
 
 def refuse_too_many(split: str, report: RowReport, args: ProjectArguments) -> None:

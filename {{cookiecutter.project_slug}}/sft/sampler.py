@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from sft.table import column
+from sft.row_report import column
 
 
 def similar_lengths(trainer: Trainer) -> LengthGroupedSampler:

@@ -99,9 +99,9 @@ def check_prompt(row: Row, settings: Settings) -> None:
         elif times > 1 or contents.count(words) > 1:
             unclear.append(at)  # the words may be there for another message
     if unclear:
-        marked = [mark(row.messages[:-1], unclear)]
+        markers, marked = {marker(at): at for at in unclear}, [mark(row.messages[:-1], unclear)]
         (marked,) = render(marked, settings, row, add_generation_prompt=row.is_prompted)
-        lost += [at for at in unclear if marker(at) not in marked]
+        lost += [at for one, at in markers.items() if one not in marked]
     if lost:
         detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
         raise MaskError("the chat template drops a message", detail)
