@@ -433,7 +433,7 @@ def what_is_missing(written: str) -> str:
     from sft.mask.template import missing_part
 
     call = {"function": {"name": "find", "arguments": {"place": "Zürich\nWest"}}}
-    return missing_part({"role": "assistant", "content": "", "tool_calls": [call]}, written)
+    return missing_part({"role": "assistant", "tool_calls": [call]}, "", "", written)
 
 
 @pytest.mark.parametrize("ensure_ascii", [True, False])

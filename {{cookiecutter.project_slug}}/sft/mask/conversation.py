@@ -32,7 +32,9 @@ class Row:
     parts: Sequence["Row"] = ()  # one for each reply, where one text does not serve all
     trained: Sequence[int] = ()  # positions of the replies to train on
     is_prompted: bool = False  # whether a chat prompts for the last reply: not after another
-    forms: Sequence[list[dict]] = ()  # in which the template may read the last reply
+    thought: str = ""  # the last reply's, as `thought_of` tells it from the answer
+    answer_text: str = ""
+    forms: Sequence[list[dict]] = ()  # in which the template may read that reply
     prompt: str = ""  # as inference asks for it, or the text before it
     full: str = ""  # the conversation with that reply
     # all again, with the control tokens in the row's own words hidden

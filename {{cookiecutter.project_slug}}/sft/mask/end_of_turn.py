@@ -16,9 +16,11 @@ def find_end(row: Row, settings: Settings) -> None:
         MaskError: a turn has no clear end.
     """
     text, calls = row.safe_full, row.safe_messages[-1].get("tool_calls")
-    tokens = settings.control.finditer(text, row.start if calls else row.answer[1])
-    headers = (at.start() for at in tokens if row.safe_prompt.endswith(text[at.start() :]))
-    header = next(headers, len(text))
+    header = len(text)
+    for token in settings.control.finditer(text, row.start if calls else row.answer[1]):
+        if row.safe_prompt.endswith(text[token.start() :]):
+            header = token.start()
+            break
     run = settings.control_run.match(text, header)
     if run and run.end(1) < run.end():  # of several tokens the first ends the turn before it
         header = run.end(1)

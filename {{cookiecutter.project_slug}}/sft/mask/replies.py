@@ -31,8 +31,9 @@ def locate_reply(row: Row, settings: Settings) -> None:
         MaskError: the template makes something else of the reply.
     """
     prompt, full = row.safe_prompt, row.safe_full
-    thought, answer = thought_of(row.safe_messages[-1])
-    at = row.start if full is row.full else diverges_at(prompt, full)
+    thought, answer, at = row.thought, row.answer_text, row.start
+    if full is not row.full:
+        (thought, answer), at = thought_of(row.safe_messages[-1]), diverges_at(prompt, full)
     row.answer = _locate_answer(row, answer, at, settings) if answer.strip() else (at, at)
     shown = thought if thought in full[at:] else ""
     continues = row.is_prompted and full.startswith(prompt) and row.answer[0] >= at
@@ -100,7 +101,7 @@ def build_text(row: Row, settings: Settings) -> None:
 
     Where it does not have each after its own prompt and in the same form, the row is unrolled.
     """
-    thought = thought_of(row.messages[-1])[0] if row.inserted else ""
+    thought = row.thought if row.inserted else ""
     before = row.prompt + thought + row.inserted[len(thought) :]
     row.text = before + row.full[row.start :]
     end = len(before) + row.end - row.start if row.is_ended else len(row.text)

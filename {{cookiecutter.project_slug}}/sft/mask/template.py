@@ -108,7 +108,8 @@ def render_rows(rows: list[Row], settings: Settings) -> None:
         return number // ROWS_IN_A_CALL, row.is_prompted, repr(row.extra)  # True is no 1 there
 
     for row in rows:
-        row.forms = forms(row.messages)
+        row.thought, row.answer_text = thought_of(row.messages[-1])
+        row.forms = forms(row.messages, row.thought, row.answer_text)
     numbered = enumerate(row for row in rows if len(row.messages) > 1)
     for _, these in groupby(numbered, alike):
         some = [row for _, row in these]
@@ -145,8 +146,8 @@ def render_row(row: Row, settings: Settings) -> None:
         at = diverges_at(prompt, full)
         row.messages, row.full, row.start = messages, full, at
         row.prompt = prompt if row.is_prompted else full[:at]
-        missing = missing_part(messages[-1], full[at:])
-        thought = thought_of(messages[-1])[0]
+        thought = row.thought
+        missing = missing_part(messages[-1], thought, row.answer_text, full[at:])
         is_open = thought and opening_at_end(row.prompt)
         is_over = thought and prompt[at:].strip() and full[at:].lstrip().startswith(thought)
         if not missing and is_over and row.is_prompted and not is_open:  # the prompt closes it
@@ -193,17 +194,15 @@ def common_length(one: str, other: str) -> int:
     return bisect(lengths, False, key=lambda length: one[:length] != other[:length])
 
 
-def forms(messages: list[dict]) -> list[list[dict]]:
+def forms(messages: list[dict], thought: str, answer: str) -> list[list[dict]]:
     """The conversation in each form that its last reply and its calls can have; mostly one.
 
     Thoughts of earlier replies stay as they are: they are what inference is given.
     """
-    *earlier, reply = messages
-    thought, answer = thought_of(reply)
     has_calls = [message for message in messages if "tool_calls" in message]
     if not thought and not has_calls:
         return [messages]
-    found = []
+    (*earlier, reply), found = messages, []
     as_text, empty = ((False, True), ("", None)) if has_calls else ((False,), ("",))
     for how in product(as_text, empty):
         before = [_with_calls(one, *how) for one in earlier]
@@ -253,9 +252,8 @@ def read_call(call: dict) -> dict:
     return {"type": "function", **others, "function": {"name": name, "arguments": arguments}}
 
 
-def missing_part(reply: dict, text: str) -> str:
+def missing_part(reply: dict, thought: str, answer: str, text: str) -> str:
     """What of a reply, in one of its forms, is not in the text: "" if all is."""
-    thought, answer = thought_of(reply)
     if answer.strip() not in text:
         return "thought" if "</think>" in answer else "answer"
     thoughts = [thought, *[reply[key] for key in reply if FIELD.search(key)]]
