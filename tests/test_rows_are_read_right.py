@@ -718,12 +718,34 @@ def prompts_of(cases: list[tuple]) -> list[str]:
     return found
 
 
+def typed_prompts(cases: list[tuple]) -> list[str]:
+    """The same prompts where a chat asks for each column; what is null is not typed."""
+    from sft.config import project_arguments
+    from sft.format import columns, typed_message
+
+    found = []
+    for template, values, _ in cases:
+        args = project_arguments([f"--prompt_template={template}", "--response_column=answer"])
+        given = dict(zip(columns(args), values, strict=False))
+
+        def read(column, given=given):
+            if given[column] is None:
+                raise EOFError
+            return given[column]
+
+        found.append(typed_message(read, args))
+    return found
+
+
 def test_a_prompt_leaves_out_what_a_row_has_nothing_for(project):
     cases = [*PROMPTS.values()]
     for name, (*_, wanted), prompt in zip(
         PROMPTS, cases, in_project(project, prompts_of, cases), strict=True
     ):
         assert prompt == wanted, name
+    texts = [case for case in cases if not any(isinstance(one, int | float) for one in case[1])]
+    assert len(texts) == len(cases) - 2
+    assert in_project(project, typed_prompts, texts) == [wanted for *_, wanted in texts]
 
 
 def roles_without_a_system_prompt() -> list[str]:
