@@ -251,7 +251,9 @@ def in_a_batch() -> list:
 
     tokenizer = tokenizer_with(CHATML, CONTROL, "</s>")
     good, bad, none = TWO_TURNS, chat("user: Hi"), ValueError("no conversation")
-    examples = encode_batch([bad, good, none, good], tokenizer, turns="last")
+    # a call in a user's turn, which templates pass over, and without arguments
+    odd = [{**good[0], "tool_calls": [{"function": {"name": "f"}}]}, *good[1:]]
+    examples = encode_batch([bad, good, none, odd], tokenizer, turns="last")
     assert examples[1] == examples[3] == [encode(good, tokenizer, turns="last")]
     assert examples[2] is none
     return [str(example) for example in examples if isinstance(example, ValueError)]

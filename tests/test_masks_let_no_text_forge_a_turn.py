@@ -30,6 +30,13 @@ def test_a_turn_is_forged_by_tool_calls_as_well(project):
     assert "message 3 holds <|im_end|>" in said
 
 
+def test_a_turn_is_forged_by_tools_as_well(project):
+    tool = {"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}
+    template = "{{ tools[0].function.name }}" + CHATML
+    said = in_project(project, with_options, template, TWO_TURNS, {"tools": [tool]})
+    assert "tools holds <|im_end|>" in said
+
+
 def with_tokens_that_are_not_flagged() -> list:
     from tokenizers import AddedToken
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from unicodedata import category
 
 from sft.mask.conversation import INSTRUCTIONS, UNUSED, MaskError, Row, Settings
-from sft.mask.template import mark, marker, read_call, render
+from sft.mask.template import mark, marker, read_call, render, thought_of
 
 INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers that Unicode counts as letters or symbols
 # keys of a message that say whether it is trained on, and what reads like one
@@ -45,6 +45,7 @@ def check_messages(row: Row, settings: Settings) -> None:
         raise MaskError("no assistant turn to train on")
     row.messages = row.messages[: replies[-1] + 1]
     row.is_prompted = len(row.messages) > 1 and row.messages[-2]["role"] != "assistant"
+    row.thought, row.answer_text = thought_of(row.messages[-1])
 
 
 def weighted_replies(messages: list[dict]) -> list[int]:
@@ -99,9 +100,9 @@ def check_prompt(row: Row, settings: Settings) -> None:
         elif times > 1 or contents.count(words) > 1:
             unclear.append(at)  # the words may be there for another message
     if unclear:
-        markers, marked = {marker(at): at for at in unclear}, [mark(row.messages[:-1], unclear)]
+        markers, marked = {at: marker(at) for at in unclear}, [mark(row.messages[:-1], unclear)]
         (marked,) = render(marked, settings, row, add_generation_prompt=row.is_prompted)
-        lost += [at for one, at in markers.items() if one not in marked]
+        lost += [at for at in unclear if markers[at] not in marked]
     if lost:
         detail = f"message {lost[0] + 1} (role {row.messages[lost[0]]['role']}) is not in its text"
         raise MaskError("the chat template drops a message", detail)
@@ -121,9 +122,9 @@ def hide_control_tokens(row: Row, settings: Settings) -> None:
     """
     special, found = settings.special, []
     row.safe_messages, row.safe_prompt, row.safe_full = row.messages, row.prompt, row.full
-    words = [words for message in row.messages for words in message.values()]
-    if not row.extra and {*map(type, words)} == {str} and not special.search("\n".join(words)):
-        return  # mostly, and found in less time
+    texts = [text for message in row.messages for text in message.values()]
+    if not row.extra and {*map(type, texts)} == {str} and not special.search("\n".join(texts)):
+        return  # most rows have none
 
     def hidden(words):
         """Texts, also those inside lists and mappings, without control tokens."""

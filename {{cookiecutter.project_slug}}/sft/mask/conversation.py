@@ -34,7 +34,6 @@ class Row:
     is_prompted: bool = False  # whether a chat prompts for the last reply: not after another
     thought: str = ""  # the last reply's, as `thought_of` tells it from the answer
     answer_text: str = ""
-    forms: Sequence[list[dict]] = ()  # in which the template may read that reply
     prompt: str = ""  # as inference asks for it, or the text before it
     full: str = ""  # the conversation with that reply
     # all again, with the control tokens in the row's own words hidden

@@ -107,14 +107,11 @@ def render_rows(rows: list[Row], settings: Settings) -> None:
         number, row = numbered
         return number // ROWS_IN_A_CALL, row.is_prompted, repr(row.extra)  # True is no 1 there
 
-    for row in rows:
-        row.thought, row.answer_text = thought_of(row.messages[-1])
-        row.forms = forms(row.messages, row.thought, row.answer_text)
     numbered = enumerate(row for row in rows if len(row.messages) > 1)
     for _, these in groupby(numbered, alike):
         some = [row for _, row in these]
         with suppress(ValueError, TooSlow):  # `render_row` finds out whose it is
-            found = _render_pairs([row.forms[0] for row in some], some[0], settings)
+            found = _render_pairs([next(forms(row)) for row in some], some[0], settings)
             for row, pair in zip(some, found, strict=True):
                 row.prompt, row.full = pair
 
@@ -136,7 +133,7 @@ def render_row(row: Row, settings: Settings) -> None:
         MaskError: there is no such form, and the template does not prompt for a thought either.
     """
     refusal, with_thought, prompt, full = None, None, row.prompt, row.full
-    for number, messages in enumerate(row.forms):
+    for number, messages in enumerate(forms(row)):
         try:
             if number or not full:  # not rendered yet
                 ((prompt, full),) = _render_pairs([messages], row, settings)
@@ -194,24 +191,25 @@ def common_length(one: str, other: str) -> int:
     return bisect(lengths, False, key=lambda length: one[:length] != other[:length])
 
 
-def forms(messages: list[dict], thought: str, answer: str) -> list[list[dict]]:
+def forms(row: Row) -> Iterator[list[dict]]:
     """The conversation in each form that its last reply and its calls can have; mostly one.
 
     Thoughts of earlier replies stay as they are: they are what inference is given.
     """
+    messages, thought, answer = row.messages, row.thought, row.answer_text
+    *earlier, reply = messages
     has_calls = [message for message in messages if "tool_calls" in message]
     if not thought and not has_calls:
-        return [messages]
-    (*earlier, reply), found = messages, []
+        yield messages
+        return
     as_text, empty = ((False, True), ("", None)) if has_calls else ((False,), ("",))
     for how in product(as_text, empty):
         before = [_with_calls(one, *how) for one in earlier]
         if thought:
             in_field = {**reply, "content": answer, **dict.fromkeys(FIELDS, thought)}
-            found.append([*before, _with_calls(in_field, *how)])
+            yield [*before, _with_calls(in_field, *how)]
         if answer != reply.get("content", "") or not thought:  # it is in the content
-            found.append([*before, _with_calls(reply, *how)])
-    return found
+            yield [*before, _with_calls(reply, *how)]
 
 
 def _with_calls(reply: dict, as_text: bool, empty: str | None) -> dict:
