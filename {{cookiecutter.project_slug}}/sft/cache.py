@@ -3,9 +3,12 @@
 import hashlib
 import shutil
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
-from datasets import Dataset
+import numpy as np
+import pyarrow
+from datasets import Dataset, Features
 from datasets.config import HF_DATASETS_CACHE
 from datasets.fingerprint import Hasher
 
@@ -37,6 +40,18 @@ def cached_rows(files: list[Path], columns: list[str]) -> Dataset:
         cache_dir=str(CACHE),
         fingerprint=fingerprint([hash_file(file) for file in files], columns),
     )
+
+
+def to_table(examples: list[dict], features: Features) -> pyarrow.Table:
+    """Examples as these columns; `length` and `trained` are counted here."""
+    columns = {name: [example[name] for example in examples] for name in examples[0]}
+    for name in ("input_ids", "labels"):  # by itself Arrow takes more time for lists of lists
+        columns["length"] = [*map(len, columns[name])]
+        borders = np.cumsum([0, *columns["length"]], dtype=np.int32)
+        tokens = np.fromiter(chain.from_iterable(columns[name]), np.int32)
+        columns[name] = pyarrow.ListArray.from_arrays(borders, tokens)
+    columns["trained"] = np.diff(np.cumsum(np.append(0, tokens != -100))[borders])  # of the labels
+    return pyarrow.table(columns, features.arrow_schema)
 
 
 def clean_cache() -> None:

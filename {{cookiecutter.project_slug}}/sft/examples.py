@@ -3,25 +3,38 @@
 import gc
 import os
 from dataclasses import fields
-from itertools import chain
 
 import numpy as np
 import pyarrow
 import tokenizers
 import transformers
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 import sft.format
-from sft.cache import CACHE, fingerprint
+from sft.cache import CACHE, fingerprint, to_table
 from sft.config import ProjectArguments, say
 from sft.files import plain_row
 from sft.format import DatasetArguments, mask_options, to_conversation
 from sft.hold_out import choose_held_out, hash_text
 from sft.mask import encode_batch
 from sft.mixture import SOURCE
-from sft.row_report import FEATURES, RowReport, refuse_too_many
+from sft.row_report import RowReport, refuse_too_many
 
+FEATURES = Features(
+    {
+        "row": Value("int32"),  # its row's position, from 0
+        "title": Value("string"),  # "row 1", or "row 1, example 2 of 3"
+        "input_ids": List(Value("int32")),
+        "labels": List(Value("int32")),
+        "length": Value("int32"),  # of both; 0 where the row is skipped
+        "trained": Value("int32"),  # tokens with a label
+        "reason": Value("string"),  # why it is skipped, or ""
+        "shortened": Value("bool"),
+        "source": Value("string"),  # which of several it is from, or ""
+        "text_hash": Value("int64"),  # rows that say the same share it
+    }
+)
 ROWS_PER_PROCESS = 20_000  # with fewer, its start costs more time than it saves
 
 
@@ -106,19 +119,7 @@ def _encode_batch(
             title += f", example {number} of {len(found)}" if len(found) > 1 else ""
             row = {"row": position, "title": title, "source": source, "reason": reason}
             examples.append({**example, **row, "text_hash": text_hash})
-    return _to_table(examples)
-
-
-def _to_table(examples: list[dict]) -> pyarrow.Table:
-    """Examples that have `FEATURES` but for `length` and `trained`, which are counted here."""
-    columns = {name: [example[name] for example in examples] for name in examples[0]}
-    for name in ("input_ids", "labels"):  # by itself Arrow takes more time for lists of lists
-        columns["length"] = [*map(len, columns[name])]
-        borders = np.cumsum([0, *columns["length"]], dtype=np.int32)
-        tokens = np.fromiter(chain.from_iterable(columns[name]), np.int32)
-        columns[name] = pyarrow.ListArray.from_arrays(borders, tokens)
-    columns["trained"] = np.diff(np.cumsum(np.append(0, tokens != -100))[borders])  # of the labels
-    return pyarrow.table(columns, FEATURES.arrow_schema)
+    return to_table(examples, FEATURES)
 
 
 def _name(rows: Dataset, tokenizer: Tokenizer, args: ProjectArguments) -> str:

@@ -1,24 +1,10 @@
 """How many rows are used, and which are skipped and why."""
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 
 from sft.config import ProjectArguments
 
-FEATURES = Features(
-    {
-        "row": Value("int32"),  # the position of the row that it is of, from 0
-        "title": Value("string"),  # for people: "row 1", or "row 1, example 2 of 3"
-        "input_ids": List(Value("int32")),
-        "labels": List(Value("int32")),
-        "length": Value("int32"),  # of both; 0 where the row is skipped
-        "trained": Value("int32"),  # tokens with a label
-        "reason": Value("string"),  # why it is skipped, or ""
-        "shortened": Value("bool"),
-        "source": Value("string"),  # which of several it is from, or ""
-        "text_hash": Value("int64"),  # rows that say the same share it
-    }
-)
 ADVICE = {
     "longer than max_length": "raise max_length, or set truncation_mode",
     "control token in the text": "set control_tokens to escape",
